@@ -1,0 +1,113 @@
+"""The regularizers as modules: an energy with its options, and a state where it needs one."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mhe_core.energy import check_options, hyperspherical_energy
+
+__all__ = ["MHE", "HalfSpaceMHE", "Regularizer"]
+
+
+class Regularizer(nn.Module):
+    """What every regularizer is: neurons to energy, and a hook called once per training step.
+
+    Args:
+        num_neurons: N, the number of neurons of the layer.
+        dim: d, their dimension.
+
+    Raises:
+        ValueError: if ``num_neurons`` or ``dim`` is not a positive integer.
+    """
+
+    def __init__(self, num_neurons: int, dim: int) -> None:
+        super().__init__()
+        for name, value in (("num_neurons", num_neurons), ("dim", dim)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"expected {name} as a positive integer, got {value!r}")
+        self.num_neurons = num_neurons
+        self.dim = dim
+
+    def forward(self, neurons: Tensor) -> Tensor:
+        """Scalar energy of the neurons ``[..., N, d]``, the mean over leading dimensions.
+
+        Pure: the same input and state give the same value.
+        """
+        raise TypeError(f"{type(self).__name__} does not define forward(neurons)")
+
+    def update(self, neurons: Tensor, lr: float) -> None:
+        """Advance the state by one training step, before the step's forward; default: nothing.
+
+        Args:
+            neurons: the layer's neurons ``[..., N, d]``.
+            lr: the network's current learning rate.
+        """
+
+    def extra_repr(self) -> str:
+        """The sizes, for ``print(module)``."""
+        return f"num_neurons={self.num_neurons}, dim={self.dim}"
+
+
+class MHE(Regularizer):
+    """Minimum hyperspherical energy: full-space energy (Liu et al., NeurIPS 2018, eq. 1).
+
+    Args:
+        num_neurons: N, the number of neurons of the layer.
+        dim: d, their dimension.
+        s: power of the Riesz potential, a real number ≥ 0.
+        distance: ``"euclidean"`` (chord) or ``"angular"`` (radians).
+        convention: ``"paper"`` or ``"released_code"``.
+
+    Raises:
+        ValueError: if a size, ``s`` or an option is out of range.
+
+    Example:
+        >>> import torch
+        >>> from mhe_core import create_regularizer
+        >>> energy = create_regularizer("mhe", num_neurons=3, dim=3, s=1)
+        >>> energy(torch.eye(3))
+        tensor(0.7071)
+    """
+
+    half_space = False
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int,
+        *,
+        s: float = 2.0,
+        distance: str = "euclidean",
+        convention: str = "paper",
+    ) -> None:
+        super().__init__(num_neurons, dim)
+        check_options(s, distance, convention)
+        self.s = s
+        self.distance = distance
+        self.convention = convention
+
+    def forward(self, neurons: Tensor, anchors: Tensor | None = None) -> Tensor:
+        """Scalar energy of ``[..., N, d]``, of the ``anchors`` [M] against all if given."""
+        return hyperspherical_energy(
+            neurons,
+            s=self.s,
+            distance=self.distance,
+            half_space=self.half_space,
+            anchors=anchors,
+            convention=self.convention,
+        ).mean()
+
+    def extra_repr(self) -> str:
+        """The sizes and options, for ``print(module)``."""
+        options = f"s={self.s}, distance={self.distance!r}, convention={self.convention!r}"
+        return f"{super().extra_repr()}, {options}"
+
+
+class HalfSpaceMHE(MHE):
+    """Half-space energy: every neuron also counts with its antipode (NeurIPS 2018, section 3.2).
+
+    Two collinear neurons are redundant in a hidden layer even where they point in opposite
+    directions; here they repel each other. Arguments and errors are those of :class:`MHE`.
+    """
+
+    half_space = True
