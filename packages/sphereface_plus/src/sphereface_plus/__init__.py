@@ -1,1 +1,5 @@
-"""Placeholder."""
+"""SphereFace+: angular-margin face recognition with minimum hyperspherical energy."""
+
+from sphereface_plus.head import SphereFaceHead
+
+__all__ = ["SphereFaceHead"]
