@@ -1,0 +1,326 @@
+"""Regularizing a whole network: which of its layers have neurons, and the sum of their energies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.weight_norm import WeightNorm
+
+from mhe_core.energy import working_copy
+from mhe_core.plugins import create_regularizer
+from mhe_core.regularizers import Regularizer
+
+__all__ = ["NetworkRegularizer", "neuron_layers", "neuron_matrix", "unwrapped"]
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+LAYERS = (nn.Linear, *CONVOLUTIONS)  # those covered without being asked for
+
+
+class NetworkRegularizer(nn.Module):
+    r"""Weighted sum of the energies of a network's layers, to be added to its loss.
+
+    The default weights and energies are those of the published programs of Liu et al. (NeurIPS
+    2018): half-space energy in hidden layers, full-space energy, ten times, in the output layer.
+
+    Covered are Linear, Conv1d/2d/3d and ConvTranspose1d/2d/3d layers; the energy of a grouped
+    convolution is the mean over its groups. Left out are layers with fewer than two neurons (in a
+    group), all but one of the layers that share a weight, and frozen layers for as long as they
+    are (``requires_grad`` is False): their energy is a constant. Weights are read anew at each
+    call; a parametrized weight is read from its original, see :func:`neuron_matrix`.
+
+    The parameters stay the model's: ``parameters()`` and ``state_dict()`` have the regularizers'
+    own state only.
+
+    Args:
+        model: the network, possibly wrapped in DistributedDataParallel or ``torch.compile``;
+            layers have the names that they have inside the wrapper.
+        hidden: registered name of the hidden layers' regularizer; None leaves these layers out.
+        output: registered name of the output layer's regularizer; None leaves this layer out.
+        hidden_weight: factor of each hidden layer's energy.
+        output_weight: factor of the output layer's energy.
+        hidden_options: hyperparameters of the hidden layers' regularizer, such as ``{"s": 1}``.
+        output_options: hyperparameters of the output layer's regularizer.
+        output_layer: name of the output layer: any module whose ``weight`` has neurons as rows. By
+            default what the model's ``get_classifier()`` returns if it has that method (timm), else
+            the last Linear layer or 1×1 convolution.
+        exclude: names of layers to leave out, or patterns such as ``"stem.*"``.
+        include: names or patterns of modules to cover beside the above: Embedding layers, and any
+            other module whose ``weight`` has neurons as rows.
+
+    Raises:
+        ValueError: if the output layer is wanted and not found, if a name or pattern fits nothing
+            (the message lists the names), or if a weight or an option is out of range.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mhe_core import NetworkRegularizer
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> regularizer = NetworkRegularizer(model, hidden_options={"s": 1})
+        >>> loss = model(torch.randn(2, 8)).square().mean() + regularizer()
+        >>> loss.backward()
+        >>> list(regularizer.terms())
+        ['0', '2']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        hidden: str | None = "half_mhe",
+        output: str | None = "mhe",
+        *,
+        hidden_weight: float = 1.0,
+        output_weight: float = 10.0,
+        hidden_options: Mapping[str, Any] | None = None,
+        output_options: Mapping[str, Any] | None = None,
+        output_layer: str | None = None,
+        exclude: Iterable[str] = (),
+        include: Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        for name, factor in (("hidden_weight", hidden_weight), ("output_weight", output_weight)):
+            if not 0 <= factor < math.inf:
+                raise ValueError(f"expected {name} as a finite number ≥ 0, got {factor!r}")
+        self.hidden_weight = hidden_weight
+        self.output_weight = output_weight
+
+        model = unwrapped(model)
+        # A bound method: the model itself as an attribute would be registered as a submodule.
+        self._layer = model.get_submodule
+        self._output_name = find_output_layer(model, output_layer, required=output is not None)
+        layers = neuron_layers(model, include)
+        if self._output_name is not None:
+            layers[self._output_name] = self._layer(self._output_name)
+        excluded = matching(layers, exclude, "exclude")
+
+        self.regularizers = nn.ModuleDict()
+        taken = set()
+        # The output layer first, as this is where a weight that it shares is to be counted.
+        for name in sorted(layers, key=lambda name: name != self._output_name):
+            is_output = name == self._output_name
+            chosen, options = (output, output_options) if is_output else (hidden, hidden_options)
+            weight = stored_weight(layers[name])
+            *_, N, d = neuron_matrix(layers[name]).shape
+            if chosen is None or name in excluded or weight in taken or N < 2:
+                continue
+            taken.add(weight)
+            regularizer = create_regularizer(chosen, N, d, **(options or {}))
+            self.regularizers[key(name)] = regularizer.to(weight.device)
+        self._names = [name for name in layers if key(name) in self.regularizers]
+
+    def forward(self) -> Tensor:
+        """``hidden_weight`` × sum of hidden energies + ``output_weight`` × output energy.
+
+        A scalar, in at least float32; 0 where no layer is left.
+        """
+        weighted = [
+            (self.output_weight if name == self._output_name else self.hidden_weight) * energy
+            for name, energy in self.terms().items()
+        ]
+        if not weighted:
+            return torch.zeros(())
+        return torch.stack([energy.to(weighted[0].device) for energy in weighted]).sum()
+
+    def terms(self) -> dict[str, Tensor]:
+        """Each layer's unweighted energy, a differentiable scalar, by the layer's name."""
+        terms = {}
+        for name, regularizer, neurons in self._trained_layers():
+            with torch.autocast(neurons.device.type, enabled=False):
+                parts = calls(regularizer, working_copy(neurons))
+                energies = [regularizer(part) for part in parts]
+            if any(energy.ndim for energy in energies):
+                got = [list(energy.shape) for energy in energies]
+                raise ValueError(f"expected a scalar as the energy of layer {name!r}, got {got}")
+            terms[name] = torch.stack(energies).mean()
+        return terms
+
+    def update(self, lr: float) -> None:
+        """Advance the regularizers' state; to be called once per training step, before forward.
+
+        Args:
+            lr: the network's current learning rate.
+        """
+        for _, regularizer, neurons in self._trained_layers():
+            update = getattr(regularizer, "update", None)
+            if update is None:
+                continue
+            with torch.autocast(neurons.device.type, enabled=False):
+                for part in calls(regularizer, working_copy(neurons.detach())):
+                    update(part, lr)
+
+    def _trained_layers(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
+        """Name, regularizer and neurons of each layer that is not frozen, as it is now."""
+        for name in self._names:
+            layer = self._layer(name)
+            if stored_weight(layer).requires_grad:
+                yield name, self.regularizers[key(name)], neuron_matrix(layer)
+
+
+def neuron_matrix(module: nn.Module) -> Tensor:
+    """The neurons of a layer as rows: a differentiable view of its weight.
+
+    Neurons are output channels (the rows of a Linear layer's or an Embedding's weight), flattened.
+    A parametrized weight is read from its original: computing a spectral-normed weight would run a
+    power iteration, and the energy does not depend on the scale that it is divided by. Of a
+    weight-normed weight, the direction is read.
+
+    Args:
+        module: Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Embedding, or any other module whose
+            ``weight`` has neurons as rows.
+
+    Returns:
+        ``[N, d]``, or ``[groups, N / groups, d]`` for a grouped convolution.
+
+    Raises:
+        TypeError: if the module has no weight of at least two dimensions.
+
+    Example:
+        >>> from torch import nn
+        >>> from mhe_core import neuron_matrix
+        >>> neuron_matrix(nn.Conv2d(3, 16, kernel_size=5)).shape
+        torch.Size([16, 75])
+        >>> neuron_matrix(nn.ConvTranspose2d(4, 6, kernel_size=3, groups=2)).shape
+        torch.Size([2, 3, 18])
+    """
+    weight = stored_weight(module)
+    groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
+    grouped = weight.unflatten(0, (groups, -1))
+    if isinstance(module, TRANSPOSED):  # [groups, in / groups, N / groups, *kernel]
+        grouped = grouped.transpose(1, 2)
+    neurons = grouped.flatten(2)
+    return neurons.squeeze(0) if groups == 1 else neurons
+
+
+def stored_weight(module: nn.Module) -> Tensor:
+    """The tensor that is trained for a layer's weight: the same but for the neurons' lengths."""
+    weight = parametrized_weight(module)
+    if weight is None:
+        weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim < 2:
+        got = type(module).__name__
+        raise TypeError(f"expected a layer with a weight of at least two dimensions, got {got}")
+    return weight
+
+
+def parametrized_weight(module: nn.Module) -> Tensor | None:
+    """The original of a weight that is computed from one; None for a plain weight."""
+    neuron_dim = 1 if isinstance(module, TRANSPOSED) else 0
+    if is_parametrized(module, "weight"):
+        weight: Any = module.get_submodule("parametrizations.weight")
+        if hasattr(weight, "original"):
+            return weight.original
+        if isinstance(weight[0], _WeightNorm) and weight[0].dim in (neuron_dim, -1):
+            return weight.original1
+        with torch.enable_grad():  # no single tensor has the neurons' directions
+            return weight()
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == "weight":
+            if hook.dim in (neuron_dim, -1):
+                return module.get_parameter("weight_v")
+            with torch.enable_grad():
+                return hook.compute_weight(module)
+    return getattr(module, "weight_orig", None)  # of torch.nn.utils.spectral_norm
+
+
+def neuron_layers(model: nn.Module, include: Iterable[str] = ()) -> dict[str, nn.Module]:
+    """The model's layers by name, in module order, tied and frozen ones with the others.
+
+    Args:
+        model: the network, unwrapped.
+        include: names or patterns of modules to add to the Linear and convolution layers.
+
+    Raises:
+        ValueError: if an entry of ``include`` fits no module whose ``weight`` has rows.
+    """
+    modules = {name: module for name, module in model.named_modules() if has_neurons(module)}
+    included = matching(modules, include, "include")
+    return {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, LAYERS) or name in included
+    }
+
+
+def find_output_layer(model: nn.Module, name: str | None, *, required: bool) -> str | None:
+    """Name of the output layer: the given one, or the one found; None if there is none.
+
+    Raises:
+        ValueError: if the given name is no layer, or none is found and it is ``required``.
+    """
+    candidates = [name for name, module in model.named_modules() if has_neurons(module)]
+    if name is not None:
+        if name not in candidates:
+            raise ValueError(f"expected output_layer to be one of {candidates}, got {name!r}")
+        return name
+    get_classifier = getattr(model, "get_classifier", None)
+    head = get_classifier() if get_classifier else model
+    inside = set(head.modules()) if isinstance(head, nn.Module) else set()
+    for name, module in reversed(neuron_layers(model).items()):
+        if module in inside and maps_channels(module):
+            return name
+    if required:
+        raise ValueError(
+            "expected an output layer (what get_classifier() returns, or a Linear layer or 1×1 "
+            f"convolution), found none: give output_layer, one of {candidates}, or output=None"
+        )
+    return None
+
+
+def maps_channels(module: nn.Module) -> bool:
+    """Whether the module is a Linear layer or a 1×1 convolution."""
+    if isinstance(module, CONVOLUTIONS):
+        return all(size == 1 for size in module.kernel_size)
+    return isinstance(module, nn.Linear)
+
+
+def has_neurons(module: nn.Module) -> bool:
+    """Whether :func:`neuron_matrix` takes the module."""
+    try:
+        stored_weight(module)
+    except TypeError:
+        return False
+    return True
+
+
+def matching(names: Iterable[str], patterns: Iterable[str], option: str) -> set[str]:
+    """Those names that equal or fit one of the patterns; a pattern that fits none is an error."""
+    names = list(names)
+    found = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        fitting = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
+        if not fitting:
+            raise ValueError(f"expected {option} to fit one of {names}, got {pattern!r}")
+        found |= fitting
+    return found
+
+
+def calls(regularizer: nn.Module, neurons: Tensor) -> list[Tensor]:
+    """What to call a regularizer with: ours takes all groups at once, a plug-in one by one."""
+    if neurons.ndim == 2 or isinstance(regularizer, Regularizer):
+        return [neurons]
+    return list(neurons)
+
+
+def key(name: str) -> str:
+    """A layer's name as one in a ModuleDict: without dots, and unlike a dict's methods."""
+    return "/" + name.replace(".", "/")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel, DataParallel and torch.compile."""
+    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while True:
+        if isinstance(model, parallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
