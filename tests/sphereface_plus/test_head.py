@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sphereface_plus import SphereFaceHead
 from sphereface_plus.head import Annealing, psi
+from torch.nn import functional
 
 VARIANTS = ("a_softmax", "sphereface_r", "cosface", "arcface", "softmax")
 
@@ -88,7 +88,8 @@ def test_logits_and_gradients_are_those_of_the_loop(variant, lam):
     ours, loop = head.logits(x, labels, lam=lam), logits_loop(head, x, labels, lam)
     torch.testing.assert_close(ours, loop, rtol=1e-10, atol=1e-10)
     grads = [
-        torch.autograd.grad(F.cross_entropy(z, labels), (x, head.weight)) for z in (ours, loop)
+        torch.autograd.grad(functional.cross_entropy(z, labels), (x, head.weight))
+        for z in (ours, loop)
     ]
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-8, atol=1e-10)
 
@@ -110,7 +111,7 @@ def test_lambda_falls_as_published_and_is_in_the_state_dict():
     features, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
     for t in range(3):
         lam = max(5.0, 1000 / (1 + 0.12 * t))
-        expected = F.cross_entropy(head.logits(features, labels, lam=lam), labels)
+        expected = functional.cross_entropy(head.logits(features, labels, lam=lam), labels)
         torch.testing.assert_close(head(features, labels), expected)
     resumed = SphereFaceHead(4, 3)
     resumed.load_state_dict(head.state_dict())
@@ -123,10 +124,10 @@ def test_lambda_falls_as_published_and_is_in_the_state_dict():
 def test_a_large_lambda_is_no_margin_and_m_1_neither():
     features, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
     head = SphereFaceHead(4, 3, m=1)
-    plain = features @ F.normalize(head.weight, dim=1).T
+    plain = features @ functional.normalize(head.weight, dim=1).T
     torch.testing.assert_close(head.logits(features, labels, lam=5.0), plain)
     head = SphereFaceHead(4, 3, m=4)
-    plain = features @ F.normalize(head.weight, dim=1).T
+    plain = features @ functional.normalize(head.weight, dim=1).T
     torch.testing.assert_close(head.logits(features, labels, lam=1e6), plain, atol=1e-4, rtol=0)
 
 

@@ -23,8 +23,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 __all__ = ["Annealing", "SphereFaceHead", "psi"]
 
@@ -173,7 +173,7 @@ class SphereFaceHead(nn.Module):
 
         In training mode it counts the iteration, by which λ falls.
         """
-        loss = F.cross_entropy(self.logits(features, labels), labels)
+        loss = functional.cross_entropy(self.logits(features, labels), labels)
         if self.training:
             self.iteration += 1
         return loss
@@ -204,9 +204,9 @@ class SphereFaceHead(nn.Module):
             if self.variant == "a_softmax":
                 lengths = x.norm(dim=-1, keepdim=True)
             else:
-                x, lengths = F.normalize(x, dim=-1), self.scale * x.new_ones(len(x), 1)
+                x, lengths = functional.normalize(x, dim=-1), self.scale * x.new_ones(len(x), 1)
                 x = self.scale * x
-            logits = x @ F.normalize(weight, dim=-1).mT
+            logits = x @ functional.normalize(weight, dim=-1).mT
             columns = labels.clamp_min(0).unsqueeze(1)
             at_label = logits.gather(1, columns)
             hard = lengths * self._with_margin(at_label / lengths.clamp_min(1e-12), lam)
