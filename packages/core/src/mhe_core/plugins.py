@@ -173,7 +173,7 @@ def register_regularizer(name: str, factory: Factory) -> None:
     if not callable(factory):
         raise TypeError(f"expected factory to be callable, got {type(factory).__name__}")
     target = f"{factory.__module__}:{getattr(factory, '__qualname__', type(factory).__name__)}"
-    summary = (inspect.getdoc(factory) or "").partition("\n")[0]
+    summary = inspect.cleandoc(factory.__doc__ or "").partition("\n")[0]
     info = RegularizerInfo(name, IN_PROCESS, "", target, summary)
     _registered[name] = _Candidate(info, lambda: factory)
 
