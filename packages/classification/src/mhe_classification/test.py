@@ -1,0 +1,165 @@
+"""``mhe-classification test``: the error of a trained classifier, and its layers' energies."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from mhe_core import NetworkRegularizer
+from mhe_core.training.augment import normalize
+from mhe_core.training.batches import whole_set
+from mhe_core.training.checkpoint import load_checkpoint
+from mhe_core.training.command import parse, run_command
+from mhe_core.training.images import ImageSet
+from mhe_core.training.loop import restore_state
+from mhe_core.training.run import read_config, write_atomically
+from torch import Tensor, nn
+
+from mhe_classification.config import ClassificationConfig
+from mhe_classification.data import load_splits
+from mhe_classification.models import build_model
+
+__all__ = ["TestConfig", "energies", "error_rate", "load_classifier", "main", "test"]
+
+
+@dataclass(kw_only=True)
+class TestConfig:
+    """Test a trained classifier.
+
+    Attributes:
+        run: the run directory.
+        checkpoint: best, last, or another file in its checkpoints.
+        batch_size: images at a time.
+        device: auto, cpu, cuda, cuda:1, ….
+        export: write the classifier as a program for torch.export.load to this .pt2 file.
+    """
+
+    __test__ = False  # not a test case
+
+    run: Path
+    checkpoint: str = "best"
+    batch_size: int = 500
+    device: str = "auto"
+    export: Path | None = None
+
+
+def load_classifier(run: Path, checkpoint: str = "best") -> tuple[nn.Module, ClassificationConfig]:
+    """A trained classifier of normalized images, in evaluation mode, and its run's settings.
+
+    Raises:
+        RunError: if ``run`` is not a run directory.
+        CheckpointError: if the checkpoint is damaged or does not fit.
+    """
+    config = ClassificationConfig(**{**read_config(run), "output": Path(run)})
+    content = load_checkpoint(Path(run) / "checkpoints" / checkpoint)
+    facts, state = content["facts"], content["state"]
+    model = build_model(config.model, len(facts["classes"]), facts["image_size"], config.width)
+    weights = {"model": state.get("ema", state["model"])}
+    restore_state({"model": model}, weights, f"{run}/checkpoints/{checkpoint}")
+    return model.eval(), config
+
+
+@torch.no_grad()
+def error_rate(model: nn.Module, images: ImageSet, accelerator: Accelerator) -> float:
+    """Fraction of the images that ``model`` puts into a wrong class; its mode stays as it was."""
+    per_class = errors_by_class(model, images, accelerator)
+    return float(per_class.sum()) / len(images)
+
+
+@torch.no_grad()
+def errors_by_class(
+    model: nn.Module, images: ImageSet, accelerator: Accelerator, batch_size: int = 500
+) -> Tensor:
+    """Number of wrongly classified images of each class, [C], over all processes."""
+    training = model.training
+    model.eval()
+    wrong = torch.zeros(len(images.classes), dtype=torch.int64, device=accelerator.device)
+    for pixels, labels in whole_set(
+        images,
+        batch_size,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    ):
+        with accelerator.autocast():
+            predicted = model(normalize(pixels)).argmax(-1)
+        wrong += torch.bincount(labels[predicted != labels], minlength=len(wrong))
+    model.train(training)
+    return accelerator.reduce(wrong, reduction="sum")
+
+
+@torch.no_grad()
+def energies(model: nn.Module) -> dict[str, float]:
+    """What every run reports, whatever it was trained with: s = 2, chord, paper convention.
+
+    ``hidden_energy`` is the sum of the hidden layers' half-space energies, ``output_energy`` the
+    output layer's full-space energy.
+    """
+    measured = NetworkRegularizer(model, "half_mhe", None)
+    output = NetworkRegularizer(model, None, "mhe", output_weight=1.0)
+    return {"hidden_energy": float(measured()), "output_energy": float(output())}
+
+
+def test(config: TestConfig) -> dict[str, Any]:
+    """Error of a trained classifier on the test images of its data, also written to test.json.
+
+    Returns:
+        ``test_error`` and ``test_accuracy`` as fractions, ``class_accuracy`` by class, energies.
+    """
+    model, settings = load_classifier(config.run, config.checkpoint)
+    accelerator = Accelerator(cpu=config.device == "cpu")
+    model.to(accelerator.device)
+    images = load_splits(settings).test
+    wrong = errors_by_class(model, images, accelerator, config.batch_size).cpu()
+    count = torch.bincount(images.labels, minlength=len(wrong))
+    error = int(wrong.sum()) / len(images)
+    report = {
+        "checkpoint": config.checkpoint,
+        "images": len(images),
+        "test_error": error,
+        "test_accuracy": 1 - error,
+        "class_accuracy": {
+            name: 1 - int(w) / int(n)
+            for name, w, n in zip(images.classes, wrong, count, strict=True)
+            if n
+        },
+        **energies(model),
+    }
+    if config.export is not None:
+        export(model, images.size, config.export)
+    write_atomically(Path(config.run) / "test.json", json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def export(model: nn.Module, size: tuple[int, int], file: Path) -> None:
+    """Write the classifier of uint8 images [B, 3, h, w] as a program that needs no package."""
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.model(normalize(pixels))
+
+    example = torch.zeros(2, 3, *size, dtype=torch.uint8, device=next(model.parameters()).device)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(Classifier().eval(), (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, file)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = parse(TestConfig, arguments, "mhe-classification test", positional=("run",))
+    print(json.dumps(test(config), indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("mhe-classification test", main, sys.argv[1:]))

@@ -1,0 +1,221 @@
+"""``mhe-classification train``: one classifier, one run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from mhe_core import NetworkRegularizer
+from mhe_core.training.augment import normalize, random_crop, random_flip
+from mhe_core.training.batches import training_batches
+from mhe_core.training.command import parse, run_command
+from mhe_core.training.loop import Batch, Loop, Stateful, make_accelerator
+from mhe_core.training.run import Run
+from mhe_core.training.seeding import seed_all
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from mhe_classification.config import ClassificationConfig
+from mhe_classification.data import Splits, load_splits
+from mhe_classification.models import build_model
+from mhe_classification.recipes import loss_function
+from mhe_classification.test import energies, error_rate
+
+__all__ = ["main", "train"]
+
+
+def train(config: ClassificationConfig) -> dict[str, Any]:
+    """Train a classifier into the run directory ``config.output``, or continue it there.
+
+    Returns:
+        The content of summary.json: ``test_error``, ``test_accuracy`` (fractions), energies, ….
+
+    Raises:
+        DataError: if the images cannot be trained on.
+        RunError: if the directory holds another run.
+        TrainingDiverged: if the loss is not finite.
+    """
+    data = load_splits(config)
+    accelerator = make_accelerator(config)
+    run = Run(config, main=accelerator.is_main_process)
+    if run.summary is not None:
+        return run.summary
+    trainer = Trainer(config, data, accelerator)
+    record = trainer.loop(run)()
+    figures = {k: v for k, v in record.items() if k not in ("step", "step_seconds")}
+    figures["step_seconds"] = figures["seconds"] / figures["steps"]
+    figures["test_accuracy"] = 1 - figures["test_error"]
+    return run.finish(figures, accelerator.device)
+
+
+def build_regularizer(config: ClassificationConfig, model: nn.Module) -> NetworkRegularizer | None:
+    """The regularizer that the flags describe, or None."""
+    if config.regularizer == "none":
+        return None
+    output = None if config.output_regularizer == "none" else config.output_regularizer
+    return NetworkRegularizer(
+        model,
+        hidden=config.regularizer,
+        output=output,
+        hidden_weight=config.hidden_weight,
+        output_weight=config.output_weight,
+        hidden_options=config.hidden_options(),
+        output_options=config.energy_options(),
+    )
+
+
+class Trainer:
+    """Model, loss, regularizer and optimizer of one run, and the step that they take together."""
+
+    def __init__(
+        self, config: ClassificationConfig, data: Splits, accelerator: Accelerator
+    ) -> None:
+        self.config, self.data, self.accelerator = config, data, accelerator
+        self.steps = config.total_steps(len(data.train))
+        seed_all(config.seed)
+        options = {"bn_momentum": config.bn_momentum} if config.model == "vgg9" else {}
+        classes = len(data.train.classes)
+        self.model = build_model(
+            config.model, classes, data.train.size[0], config.width, **options
+        ).to(accelerator.device)
+        self.regularizer = build_regularizer(config, self.model)
+        if self.regularizer is not None:
+            self.regularizer.to(accelerator.device)
+        self.loss = loss_function(config.loss or "", config.label_smoothing or 0.0)
+        self.mixup = None
+        if config.mixup:
+            smoothing = config.label_smoothing
+            self.mixup = Mixup(config.mixup, label_smoothing=smoothing, num_classes=classes)
+            self.loss = nn.CrossEntropyLoss()  # mixup smooths the labels itself
+        optimizer = create_optimizer_v2(
+            self.model,
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            filter_bias_and_bn=False,
+        )
+        self.schedule = create_scheduler_v2(
+            optimizer,
+            sched=config.schedule,
+            num_epochs=self.steps,
+            decay_milestones=config.milestones,
+            warmup_epochs=round((config.warmup or 0.0) * self.steps),
+            warmup_lr=config.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )[0]
+        self.ema = ModelEmaV3(self.model, decay=config.ema) if config.ema else None
+        self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
+
+    def loop(self, run: Run) -> Loop:
+        """The steps of this run, over its training images."""
+        config, accelerator = self.config, self.accelerator
+        state: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer}
+        if self.regularizer is not None:
+            state["regularizer"] = self.regularizer
+        if self.ema is not None:
+            state["ema"] = self.ema
+        if accelerator.scaler is not None:
+            state["scaler"] = accelerator.scaler
+        return Loop(
+            run=run,
+            accelerator=accelerator,
+            steps=self.steps,
+            batches=lambda start: training_batches(
+                self.data.train,
+                config.batch_size,
+                seed=config.seed,
+                start=start,
+                workers=config.workers,
+                device=accelerator.device,
+                rank=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+            ),
+            train_step=self.step,
+            state=state,
+            evaluate=self.evaluate,
+            evaluate_every=config.eval_every or len(self.data.train) // config.batch_size,
+            best="validation_error" if self.data.validation is not None else None,
+            facts={
+                "classes": list(self.data.train.classes),
+                "image_size": self.data.train.size[0],
+            },
+        )
+
+    def step(self, step: int, batch: Batch) -> dict[str, Tensor | float]:
+        """One optimizer step on uint8 images [B, 3, h, w] and labels [B]."""
+        pixels, labels = batch
+        images = normalize(random_flip(random_crop(pixels)))
+        targets = labels
+        if self.mixup is not None:
+            images, targets = self.mixup(images, labels)
+        self.schedule.step_update(step)
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.prepared.train()
+        self.optimizer.zero_grad()
+        penalty = torch.zeros((), device=images.device)
+        if self.regularizer is not None:
+            self.regularizer.update(lr)
+            penalty = self.regularizer()
+        loss, correct = self._backward(images, targets, labels, penalty)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=step)
+        return {
+            "loss": loss + penalty.detach(),
+            "penalty": penalty,
+            "train_accuracy": correct / len(labels),
+            "lr": lr,
+        }
+
+    def _backward(
+        self, images: Tensor, targets: Tensor, labels: Tensor, penalty: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss plus the penalty; the mean loss and the number correct."""
+        total = torch.zeros((), device=images.device)
+        correct = torch.zeros((), device=images.device)
+        parts = list(
+            zip(
+                *(x.tensor_split(self.config.accumulate) for x in (images, targets, labels)),
+                strict=True,
+            )
+        )
+        for number, (part, target, label) in enumerate(parts, start=1):
+            final = number == len(parts)
+            wait = contextlib.nullcontext() if final else self.accelerator.no_sync(self.prepared)
+            with wait:
+                with self.accelerator.autocast():
+                    logits = self.prepared(part)
+                    loss = self.loss(logits, target) * (len(part) / len(images))
+                self.accelerator.backward(loss + penalty if final else loss)
+            total += loss.detach()
+            correct += (logits.argmax(-1) == label).sum()
+        return total, correct
+
+    def evaluate(self) -> dict[str, float]:
+        """Errors on held-out images, and the energies of the layers."""
+        model = self.ema.module if self.ema is not None else self.model
+        figures = energies(model)
+        for name in ("validation", "test"):
+            images = getattr(self.data, name)
+            if images is not None:
+                figures[f"{name}_error"] = error_rate(model, images, self.accelerator)
+        return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    train(parse(ClassificationConfig, arguments, "mhe-classification train"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("mhe-classification train", main, sys.argv[1:]))

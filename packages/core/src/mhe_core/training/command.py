@@ -1,0 +1,102 @@
+"""A command of a dataclass and a function: flags, ``--config FILE.yaml``, ``--print_config``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from mhe_core.training.run import CONFIG_FILE
+
+__all__ = ["dispatch", "parse"]
+
+C = TypeVar("C")
+
+
+class _Parser(ArgumentParser):
+    """Flags with dashes; a bool is a pair --flag, --no-flag; a dict also takes KEY=VALUE …."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        dashed = [a if a == "--print_config" else a.replace("_", "-") for a in args]
+        if kwargs.get("type") is bool:
+            kwargs["action"] = ActionYesNo(no_prefix="no-")
+            del kwargs["type"]
+        return super().add_argument(*dashed, **kwargs)
+
+
+def parse(
+    config_class: type[C], arguments: Sequence[str], prog: str, positional: Sequence[str] = ()
+) -> C:
+    """The configuration that the command-line arguments describe.
+
+    With ``--resume``, the settings of the run that is continued stand in for the defaults.
+
+    Args:
+        config_class: a dataclass with a docstring that describes its attributes.
+        arguments: the command line, without the command's name.
+        prog: the command's name, for the help.
+        positional: the fields that are given by position.
+    """
+    parser = _Parser(prog=prog, description=(config_class.__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="a YAML file with settings")
+    parser.add_class_arguments(config_class, skip=set(positional))
+    for name in positional:
+        parser.add_argument(name, type=str)
+    arguments = _spell_out_mappings(arguments)
+    settings = parser.parse_args(arguments)
+    if settings.get("resume") and (saved := Path(settings.output) / CONFIG_FILE).exists():
+        settings = parser.parse_args(["--config", str(saved), *arguments])
+    del settings["config"]
+    try:
+        return config_class(**settings.as_dict())
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _spell_out_mappings(arguments: Sequence[str]) -> list[str]:
+    """``--x-options A=1 B=2`` as ``--x-options.A=1 --x-options.B=2``."""
+    spelled: list[str] = []
+    mapping: str | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            mapping = argument if argument.endswith("-options") else None
+            if mapping is None:
+                spelled.append(argument)
+        elif mapping is not None:
+            spelled.append(f"{mapping}.{argument}")
+        else:
+            spelled.append(argument)
+    return spelled
+
+
+def dispatch(prog: str, commands: dict[str, Callable[[Sequence[str]], object]]) -> int:
+    """Run ``prog COMMAND …`` and turn a user's error into one line and exit status 1.
+
+    Args:
+        prog: the program's name.
+        commands: each command's function of the remaining arguments.
+    """
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] not in commands:
+        asked = arguments[0] if arguments else None
+        print(f"usage: {prog} {{{','.join(commands)}}} …  (COMMAND --help tells more)")
+        if asked in ("-h", "--help"):
+            return 0
+        print(f"{prog}: expected a command, got {asked!r}", file=sys.stderr)
+        return 2
+    return run_command(f"{prog} {arguments[0]}", commands[arguments[0]], arguments[1:])
+
+
+def run_command(
+    prog: str, command: Callable[[Sequence[str]], object], arguments: Sequence[str]
+) -> int:
+    """Run one command; an error that the user can mend is printed without a traceback."""
+    try:
+        command(arguments)
+    except (OSError, ValueError, LookupError, ImportError, FloatingPointError) as error:
+        print(f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
