@@ -1,0 +1,152 @@
+"""Backbones: from a face image to an embedding.
+
+The SphereFace networks (SFNet; Liu et al., CVPR 2017, table 2) have four stages, each a stride-2
+convolution and residual blocks of two convolutions, and end in a linear layer. Any timm model and
+facenet-pytorch's InceptionResnetV1 do, too.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import timm
+from torch import Tensor, nn
+
+__all__ = ["SFNet", "create_backbone"]
+
+# Residual blocks of the four stages, by the number of convolutions.
+BLOCKS = {
+    4: (0, 0, 0, 0),
+    10: (0, 1, 2, 0),
+    20: (1, 2, 4, 1),
+    36: (2, 4, 8, 2),
+    64: (3, 8, 16, 3),
+}
+CHANNELS = (64, 128, 256, 512)
+SFNETS = {f"sfnet{depth}{end}": (depth, end == "_bn") for depth in BLOCKS for end in ("", "_bn")}
+INCEPTION = "inception_resnet_v1"
+
+
+class SFNet(nn.Module):
+    """SphereFace's convolutional network.
+
+    Args:
+        depth: 4, 10, 20, 36 or 64.
+        dim: dimension of the embedding.
+        image_size: height and width of the images.
+        width: factor on the number of channels.
+        batch_norm: a batch norm after each convolution and after the embedding; without, as
+            published.
+
+    Raises:
+        ValueError: if the depth is none of these.
+
+    Example:
+        >>> import torch
+        >>> SFNet(4, dim=32, image_size=(112, 96), width=0.25)(torch.zeros(2, 3, 112, 96)).shape
+        torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        dim: int = 512,
+        image_size: tuple[int, int] = (112, 96),
+        width: float = 1.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f"expected depth to be one of {tuple(BLOCKS)}, got {depth}")
+        layers: list[nn.Module] = []
+        before = 3
+        for published, blocks in zip(CHANNELS, BLOCKS[depth], strict=True):
+            channels = max(1, round(published * width))
+            layers.append(convolution(before, channels, 2, batch_norm))
+            layers += [Residual(channels, batch_norm) for _ in range(blocks)]
+            before = channels
+        self.stages = nn.Sequential(*layers)
+        height, breadth = (-(-side // 16) for side in image_size)  # halved four times, rounded up
+        self.embedding = nn.Linear(before * height * breadth, dim)
+        nn.init.kaiming_normal_(self.embedding.weight, nonlinearity="linear")
+        nn.init.zeros_(self.embedding.bias)
+        self.norm = nn.BatchNorm1d(dim) if batch_norm else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings [B, dim] of images [B, 3, height, width] in [−1, 1)."""
+        return self.norm(self.embedding(self.stages(images).flatten(1)))
+
+
+class Residual(nn.Module):
+    """Two convolutions, added to their input."""
+
+    def __init__(self, channels: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            convolution(channels, channels, 1, batch_norm, residual=True),
+            convolution(channels, channels, 1, batch_norm, residual=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, channels, h, w] of such features."""
+        return x + self.convolutions(x)
+
+
+def convolution(
+    before: int, after: int, stride: int, batch_norm: bool, residual: bool = False
+) -> nn.Sequential:
+    """3×3 convolution, batch norm if wanted, PReLU."""
+    conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=not batch_norm)
+    nn.init.kaiming_normal_(conv.weight, a=0.25)  # the slope that PReLU starts with
+    if batch_norm:
+        return nn.Sequential(conv, nn.BatchNorm2d(after), nn.PReLU(after))
+    if residual:  # nothing else keeps the sum's scale: start near the identity, as published
+        nn.init.normal_(conv.weight, std=0.01)
+    nn.init.constant_(conv.get_parameter("bias"), 0)
+    return nn.Sequential(conv, nn.PReLU(after))
+
+
+def create_backbone(
+    name: str, dim: int = 512, image_size: tuple[int, int] = (112, 96), width: float = 1.0
+) -> nn.Module:
+    """A network from images [B, 3, height, width] to embeddings [B, dim].
+
+    Args:
+        name: ``sfnet4``, ``sfnet10``, ``sfnet20``, ``sfnet36``, ``sfnet64``, each with ``_bn`` for
+            batch norm; ``inception_resnet_v1``, facenet-pytorch's; or the name of a timm model,
+            whose classifier becomes the embedding.
+        dim: dimension of the embedding.
+        image_size: height and width of the images.
+        width: factor on the number of an SFNet's channels; the others have no such factor.
+
+    Raises:
+        ValueError: if there is no such network, or it has no width.
+
+    Example:
+        >>> type(create_backbone("sfnet20_bn", width=0.5)).__name__
+        'SFNet'
+    """
+    if name in SFNETS:
+        depth, batch_norm = SFNETS[name]
+        return SFNet(depth, dim, image_size, width, batch_norm)
+    if name != INCEPTION and not timm.is_model(name):
+        names = [*SFNETS, INCEPTION, *timm.list_models()]
+        near = difflib.get_close_matches(name, names) or list(SFNETS)
+        raise ValueError(
+            f"expected a backbone such as {', '.join(near)}, or a timm model, got {name!r}"
+        )
+    if width != 1:
+        raise ValueError(f"expected width 1 for {name}, which has no width factor, got {width}")
+    if name == INCEPTION:
+        from facenet_pytorch import InceptionResnetV1
+
+        # As a classifier of dim classes: its own embedding is normalised, ours must not be.
+        return InceptionResnetV1(classify=True, num_classes=dim)
+    options = {"img_size": image_size} if takes_image_size(name) else {}
+    return timm.create_model(name, num_classes=dim, **options)
+
+
+def takes_image_size(name: str) -> bool:
+    """Whether a timm model is built for one image size, as vision transformers are."""
+    config = timm.get_pretrained_cfg(name)
+    return bool(config and config.fixed_input_size)
