@@ -1,0 +1,249 @@
+"""Inception Score, FID and KID: of Inception's features, or of a classifier's own.
+
+FID and KID are torch-fidelity's, which agree with the original programs; so does the Inception
+Score, which is written out here in logarithms. An *extractor* is a module that maps uint8 images
+[B, 3, H, W] to their features [B, d] and class logits [B, C]: torch-fidelity's InceptionV3, or a
+network trained by another package. Applications do not import each other, so that package offers
+it through an entry point in the group ``mhe_gan.feature_extractors``: a function that takes a run
+directory and returns the extractor.
+"""
+
+from __future__ import annotations
+
+import math
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+__all__ = [
+    "Scorer",
+    "frechet_distance",
+    "inception_score",
+    "kernel_distance",
+    "load_extractor",
+]
+
+GROUP = "mhe_gan.feature_extractors"
+SHUFFLE_SEED = 2020  # torch-fidelity's
+
+
+def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
+    """Inception Score: exp of the mean divergence KL(p(y|x) ‖ p(y)) over images x.
+
+    Salimans et al., *Improved Techniques for Training GANs* (NeurIPS 2016). The images are
+    shuffled with a fixed seed and cut into splits, each with its own p(y).
+
+    Args:
+        logits: class logits of the images, [N, C].
+        splits: how many parts; at most N.
+
+    Returns:
+        Mean and standard deviation over the splits; each split's score is in [1, C].
+
+    Raises:
+        ValueError: if there are fewer images than splits, or ``logits`` is not [N, C].
+
+    Example:
+        >>> round(inception_score(torch.zeros(20, 5))[0], 6)  # no image looks like anything
+        1.0
+    """
+    if logits.ndim != 2 or not 1 <= splits <= len(logits):
+        raise ValueError(
+            f"expected logits [N, C] with N at least the {splits} splits, got {list(logits.shape)}"
+        )
+    N = len(logits)
+    order = np.random.RandomState(SHUFFLE_SEED).permutation(N)
+    cuts = [N * i // splits for i in range(1, splits)]
+    scores = []
+    for log_p in logits.cpu()[order].double().log_softmax(1).tensor_split(cuts):  # log p(y|x)
+        log_q = log_p.logsumexp(0) - math.log(len(log_p))  # log p(y)
+        divergence = (log_p.exp() * (log_p - log_q)).sum(1).mean()
+        scores.append(divergence.exp())
+    values = torch.stack(scores)
+    return values.mean().item(), values.std(correction=0).item()
+
+
+def frechet_distance(features: Tensor, reference: Tensor) -> float:
+    """Fréchet distance between Gaussians fitted to two sets of features (FID).
+
+    Heusel et al., *GANs Trained by a Two Time-Scale Update Rule* (NeurIPS 2017):
+    ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½). Biased upwards for few images: compare only scores of
+    equally many.
+
+    Args:
+        features: of the generated images, [N, d], at least two.
+        reference: of the real images, [M, d], at least two.
+
+    Raises:
+        ValueError: if there are fewer than two rows, or the dimensions differ.
+
+    Example:
+        >>> x = torch.randn(50, 3, dtype=torch.float64)
+        >>> abs(round(frechet_distance(x, x + 2), 6))  # the means are 2·√3 apart
+        12.0
+    """
+    check_features(features, reference)
+    ours, theirs = (fid_features_to_statistics(x.cpu().double()) for x in (features, reference))
+    return float(fid_statistics_to_metric(ours, theirs, False)["frechet_inception_distance"])
+
+
+def kernel_distance(features: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Squared maximum mean discrepancy between two sets of features (KID), unbiased.
+
+    Bińkowski et al., *Demystifying MMD GANs* (ICLR 2018), with the kernel (x·y/d + 1)³, over 100
+    random subsets of 1,000 images, or of all where there are fewer.
+
+    Args:
+        features: of the generated images, [N, d], at least two.
+        reference: of the real images, [M, d], at least two.
+
+    Returns:
+        Mean and standard deviation over the subsets; the mean can be slightly negative.
+
+    Raises:
+        ValueError: if there are fewer than two rows, or the dimensions differ.
+    """
+    check_features(features, reference)
+    found = kid_features_to_metric(
+        features.cpu(),
+        reference.cpu(),
+        kid_subset_size=min(1000, len(features), len(reference)),
+        rng_seed=SHUFFLE_SEED,
+        verbose=False,
+    )
+    return found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"]
+
+
+def check_features(features: Tensor, reference: Tensor) -> None:
+    """Raise a ValueError unless both are [at least 2, d] with the same d."""
+    shapes = [list(x.shape) for x in (features, reference)]
+    if any(len(s) != 2 or s[0] < 2 for s in shapes) or shapes[0][1] != shapes[1][1]:
+        raise ValueError(f"expected features [N, d] and [M, d] with N, M ≥ 2, got {shapes}")
+
+
+class Scorer:
+    """Scores sets of generated images against one set of real ones.
+
+    Args:
+        extractor: maps uint8 images [B, 3, H, W] to (features [B, d], logits [B, C]).
+        reference: the real images, uint8 [M, 3, H, W]; their features are computed once.
+        batch_size: images that go through the extractor at a time.
+        device: where the extractor runs.
+
+    Raises:
+        TypeError: if images are not uint8.
+
+    Example:
+        >>> class Colours(nn.Module):
+        ...     def forward(self, images):
+        ...         features = images.float().mean((2, 3))
+        ...         return features, features / 50
+        >>> real = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8)
+        >>> scores = Scorer(Colours(), real)(real)
+        >>> round(scores["fid"], 4) == 0
+        True
+    """
+
+    def __init__(
+        self,
+        extractor: nn.Module,
+        reference: Tensor,
+        *,
+        batch_size: int = 64,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.extractor = extractor.to(device).eval()
+        self.batch_size = batch_size
+        self.device = device
+        self.reference, logits = self.extract(reference)
+        self.real_score = inception_score(logits, min(10, len(logits)))[0]
+        """Inception Score of the real images: about the best that generated ones can reach."""
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, d] and logits [N, C] of uint8 images [N, 3, H, W], on the CPU."""
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            got = f"{images.dtype} {list(images.shape)}"
+            raise TypeError(f"expected images as uint8 [N, 3, H, W], got {got}")
+        parts = [
+            [x.float().cpu() for x in self.extractor(batch.to(self.device))]
+            for batch in images.split(self.batch_size)
+        ]
+        features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
+        return features, logits
+
+    def __call__(self, images: Tensor, splits: int = 10) -> dict[str, float]:
+        """Inception Score, FID and KID of generated uint8 images [N, 3, H, W], by name."""
+        features, logits = self.extract(images)
+        score, score_std = inception_score(logits, splits)
+        kid, kid_std = kernel_distance(features, self.reference)
+        return {
+            "inception_score": score,
+            "inception_score_std": score_std,
+            "fid": frechet_distance(features, self.reference),
+            "kid": kid,
+            "kid_std": kid_std,
+        }
+
+
+def load_extractor(run: Path | None = None, weights: Path | None = None) -> nn.Module:
+    """The extractor that the flags ask for.
+
+    Args:
+        run: run directory of a classifier trained by mhe-classification; None: InceptionV3.
+        weights: file of InceptionV3's weights, as torch-fidelity distributes it; None: downloaded.
+
+    Raises:
+        FileNotFoundError: if ``run`` or ``weights`` does not exist.
+        ConnectionError: if the weights can't be downloaded; says how to give the file.
+        ImportError: if no installed package reads a classifier's run.
+        ValueError: if the file does not hold those weights.
+    """
+    if run is not None and weights is not None:
+        raise ValueError("expected --feature-extractor or --weights, got both")
+    return load_inception(weights) if run is None else load_classifier(Path(run))
+
+
+def load_inception(weights: Path | None) -> nn.Module:
+    """torch-fidelity's InceptionV3, with the features and logits that its scores are made of."""
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"expected Inception weights at {weights}, found no file")
+        try:
+            torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity trusts it
+        except Exception as error:
+            raise ValueError(f"{weights} does not hold tensors only: {error}") from error
+    try:
+        return FeatureExtractorInceptionV3(
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"],
+            feature_extractor_weights_path=None if weights is None else str(weights),
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{weights} are not torch-fidelity's InceptionV3: {error}") from error
+    except OSError as error:  # urllib's errors are OSErrors
+        raise ConnectionError(
+            f"cannot download Inception's weights ({error}): give the file of torch-fidelity, "
+            "weights-inception-2015-12-05-6726825d.pth, with --weights PATH, or score with a "
+            "classifier of your own with --feature-extractor RUN"
+        ) from error
+
+
+def load_classifier(run: Path) -> nn.Module:
+    """The classifier of a run directory, by the package that wrote it."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"expected the run directory of a classifier, found none at {run}")
+    found = {entry.value: entry for entry in entry_points(group=GROUP)}
+    if len(found) != 1:
+        raise ImportError(
+            f"expected one installed package to read classifiers (an entry point in {GROUP}), got "
+            f"{len(found)} ({', '.join(found) or 'pip install mhe-classification'})"
+        )
+    (entry,) = found.values()
+    return entry.load()(run)
