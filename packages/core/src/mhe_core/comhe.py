@@ -1,0 +1,419 @@
+"""Compressive MHE (CoMHE): the energy of projected neurons, as regularizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from mhe_core.energy import directions, hyperspherical_energy, working_copy
+from mhe_core.projections import (
+    angle_objective,
+    dimension_groups,
+    draw_gaussian_,
+    gradient_step,
+    project,
+    select,
+)
+from mhe_core.regularizers import MHE
+
+__all__ = ["AdversarialCoMHE", "AnglePreservingCoMHE", "CoMHE", "GroupCoMHE", "RandomCoMHE"]
+
+# Of a learned projection in the published programs, as a factor of P in its gradient.
+RELEASED_WEIGHT_DECAY = 1e-3 * 5e-4
+
+
+class CoMHE(MHE):
+    """What the compressive regularizers share: the energy of what :meth:`compress` returns.
+
+    Args:
+        num_neurons: N, the number of neurons of the layer.
+        dim: d, their dimension.
+        s: power of the Riesz potential, a real number ≥ 0.
+        distance: ``"euclidean"`` (chord) or ``"angular"`` (radians).
+        convention: ``"paper"`` or ``"released_code"``.
+        half_space: count every projected neuron together with its antipode.
+        seed: what the projection is drawn from, an integer ≥ 0: layers of equal dimension that
+            are given the same seed share their random or group projections, and learned ones start
+            from the same. None draws a seed from torch's global generator, so that each layer has
+            a projection of its own; in a distributed run, the first :meth:`update` then takes
+            the projection of rank 0, so that it must be called on all ranks.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    projection: Tensor | None
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int,
+        *,
+        s: float = 2.0,
+        distance: str = "euclidean",
+        convention: str = "paper",
+        half_space: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(num_neurons, dim, s=s, distance=distance, convention=convention)
+        if seed is not None:
+            check_integer("seed", seed, 0)
+        self.half_space = half_space
+        self.seed = int(torch.empty((), dtype=torch.int64).random_()) if seed is None else seed
+        self._ranks_agree = seed is not None
+        self.register_buffer("projection", None)
+
+    def forward(self, neurons: Tensor, anchors: Tensor | None = None) -> Tensor:
+        """Scalar energy of the projected neurons, the mean over projections and leading dimensions.
+
+        Args:
+            neurons: ``[..., N, d]``.
+            anchors: indices ``[M]``: the energy of these neurons against all others.
+        """
+        if self.projection is None:
+            return super().forward(neurons, anchors)
+        self.check_dim(neurons)
+        with torch.autocast(neurons.device.type, enabled=False):
+            compressed = self.compress(working_copy(neurons), self.projection)
+        return super().forward(compressed, anchors)
+
+    def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
+        """Neurons ``[..., N, d]`` of at least float32 to ``[..., N, k]`` or ``[..., P, N, k]``."""
+        raise TypeError(f"{type(self).__name__} does not define compress(neurons, projection)")
+
+    def update(self, neurons: Tensor, lr: float) -> None:
+        """Advance the projection by one training step, before the step's forward.
+
+        Args:
+            neurons: the layer's neurons ``[..., N, d]``.
+            lr: the network's current learning rate.
+        """
+        if self.projection is None:
+            return
+        self.check_dim(neurons)
+        if not self._ranks_agree:
+            self._agree(self.projection)
+        with torch.autocast(neurons.device.type, enabled=False):
+            self.advance(working_copy(neurons.detach()), self.projection, lr)
+
+    def advance(self, neurons: Tensor, projection: Tensor, lr: float) -> None:
+        """What :meth:`update` does to the projection, in place; by default nothing."""
+
+    def _agree(self, projection: Tensor) -> None:
+        """Take the seed and projection of rank 0, once in a process."""
+        self._ranks_agree = True
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        seed = torch.tensor(self.seed, device=projection.device)
+        dist.broadcast(seed, 0)
+        dist.broadcast(projection, 0)
+        self.seed = int(seed)
+
+    def unprojected(self, neurons: Tensor) -> Tensor:
+        """The neurons before projection; by the definition only their directions count."""
+        return directions(neurons) if self.convention == "paper" else neurons
+
+    def check_dim(self, neurons: Tensor) -> None:
+        """Raise a ValueError if the neurons are not of the dimension that is projected."""
+        if neurons.ndim < 2 or neurons.shape[-1] != self.dim:
+            raise ValueError(
+                f"expected neurons as rows, [..., N, {self.dim}], got {list(neurons.shape)}"
+            )
+
+
+class RandomCoMHE(CoMHE):
+    """Mean energy over random Gaussian projections (Lin et al., CVPR 2020).
+
+    The projections are redrawn every ``redraw_interval`` updates, as a pure function of the seed
+    and the number of redraws, both of which are in the state dict. They are the buffer
+    ``projection``, ``[num_projections, projection_dim, d]``; where d ≤ projection_dim there is
+    none, and the energy is that of the neurons themselves.
+
+    Args:
+        num_neurons: N, the number of neurons of the layer.
+        dim: d, their dimension.
+        projection_dim: k, the dimension projected to.
+        num_projections: P, the number of projections whose energies are averaged.
+        redraw_interval: updates between redraws; 0: never.
+        half_space: count every projected neuron together with its antipode.
+        seed: see :class:`CoMHE`; layers of equal dimension with the same seed share projections.
+        s: power of the Riesz potential, a real number ≥ 0.
+        distance: ``"euclidean"`` (chord) or ``"angular"`` (radians).
+        convention: ``"paper"`` or ``"released_code"``.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from mhe_core import create_regularizer
+        >>> energy = create_regularizer("comhe_random", 16, 100, projection_dim=10, seed=0)
+        >>> energy.projection.shape
+        torch.Size([20, 10, 100])
+        >>> neurons = torch.randn(16, 100)
+        >>> energy.update(neurons, lr=0.1)  # once per training step: draws new projections
+        >>> energy(neurons).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int,
+        *,
+        projection_dim: int = 30,
+        num_projections: int = 20,
+        redraw_interval: int = 1,
+        half_space: bool = True,
+        seed: int | None = None,
+        s: float = 2.0,
+        distance: str = "euclidean",
+        convention: str = "paper",
+    ) -> None:
+        super().__init__(
+            num_neurons, dim, s=s, distance=distance, convention=convention,
+            half_space=half_space, seed=seed,
+        )  # fmt: skip
+        check_integer("projection_dim", projection_dim, 1)
+        check_integer("num_projections", num_projections, 1)
+        check_integer("redraw_interval", redraw_interval, 0)
+        self.redraw_interval = redraw_interval
+        self.updates = 0
+        if dim > projection_dim:
+            self.projection = torch.empty(num_projections, projection_dim, dim)
+            draw_gaussian_(self.projection, self.seed, 0)
+
+    def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
+        """``[..., P, N, k]``."""
+        return project(self.unprojected(neurons), projection)
+
+    def advance(self, neurons: Tensor, projection: Tensor, lr: float) -> None:
+        """Redraw every ``redraw_interval`` updates."""
+        self.updates += 1
+        if self.redraw_interval and self.updates % self.redraw_interval == 0:
+            draw_gaussian_(projection, self.seed, self.updates // self.redraw_interval)
+
+    def get_extra_state(self) -> Tensor:
+        """Seed and number of updates, for the state dict.
+
+        Not buffers: reading a number back from an accelerator would stall it at every update.
+        """
+        return torch.tensor([self.seed, self.updates])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Continue from a state dict."""
+        self.seed, self.updates = state.tolist()
+
+
+class LearnedCoMHE(CoMHE):
+    """What CoMHE with a trained projection shares.
+
+    At each update the projection P takes ``inner_steps`` gradient steps. The energy is that of Q w,
+    where Q is P after one further step, which the gradient goes through (a second derivative).
+    """
+
+    lr: Tensor
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int,
+        *,
+        projection_dim: int = 30,
+        inner_steps: int = 1,
+        second_order: bool = True,
+        half_space: bool = True,
+        seed: int | None = None,
+        s: float = 2.0,
+        distance: str = "euclidean",
+        convention: str = "paper",
+    ) -> None:
+        super().__init__(
+            num_neurons, dim, s=s, distance=distance, convention=convention,
+            half_space=half_space, seed=seed,
+        )  # fmt: skip
+        check_integer("projection_dim", projection_dim, 1)
+        check_integer("inner_steps", inner_steps, 0)
+        self.inner_steps = inner_steps
+        self.second_order = second_order
+        if dim > projection_dim:
+            self.projection = draw_gaussian_(torch.empty(projection_dim, dim), self.seed, 0)
+            self.register_buffer("lr", torch.zeros(()))
+
+    def objective(self, neurons: Tensor) -> Callable[[Tensor], Tensor]:
+        """What the projection is trained to minimise: a scalar function of P ``[k, d]``."""
+        raise TypeError(f"{type(self).__name__} does not define objective(neurons)")
+
+    def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
+        """``[..., N, k]``: Q w, or P w with ``second_order=False``."""
+        neurons = self.unprojected(neurons)
+        if self.second_order:
+            projection = gradient_step(
+                self.objective(without_overflow(neurons)),
+                projection,
+                self.lr,
+                differentiable=torch.is_grad_enabled(),
+            )
+        return project(neurons, projection)
+
+    def advance(self, neurons: Tensor, projection: Tensor, lr: float) -> None:
+        """Take the inner steps, at the learning rate ``lr``, which is kept for forward."""
+        self.lr.fill_(lr)
+        if self.inner_steps == 0:
+            return
+        objective = self.objective(self.unprojected(neurons))
+        weight_decay = RELEASED_WEIGHT_DECAY if self.convention == "released_code" else 0.0
+        for _ in range(self.inner_steps):
+            projection.copy_(
+                gradient_step(objective, projection, self.lr, weight_decay=weight_decay)
+            )
+
+
+class AnglePreservingCoMHE(LearnedCoMHE):
+    """Energy after a projection that is trained to preserve the neurons' angles.
+
+    The projection minimises the Frobenius norm of the change of the neurons' cosines, see
+    :func:`mhe_core.projections.angle_objective`. It is the buffer ``projection``,
+    ``[projection_dim, d]``; where d ≤ projection_dim there is none, and the energy is that of the
+    neurons themselves. (Lin et al., CVPR 2020.)
+
+    Each :meth:`update` takes ``inner_steps`` gradient steps at the network's learning rate (with
+    ``convention="released_code"`` with the weight decay of the published programs, which is too
+    weak to matter otherwise). The energy is that of Q w, where Q is the projection after one
+    further step at the rate given to the last update, which the gradient goes through; before the
+    first update, that rate is 0.
+
+    Args:
+        num_neurons: N, the number of neurons of the layer.
+        dim: d, their dimension.
+        projection_dim: k, the dimension projected to.
+        inner_steps: gradient steps of the projection at each update; 0: only the differentiated
+            one.
+        second_order: take and differentiate through the further step; False alternates between
+            training the projection and the network (cheaper).
+        half_space: count every projected neuron together with its antipode.
+        seed: see :class:`CoMHE`; what the initial projection is drawn from.
+        s: power of the Riesz potential, a real number ≥ 0.
+        distance: ``"euclidean"`` (chord) or ``"angular"`` (radians).
+        convention: ``"paper"`` or ``"released_code"``.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def objective(self, neurons: Tensor) -> Callable[[Tensor], Tensor]:
+        """The change of the cosines."""
+        return angle_objective(neurons, self.convention)
+
+
+class AdversarialCoMHE(LearnedCoMHE):
+    """Energy after a projection that is trained, as an adversary, to maximise it.
+
+    The projection ascends the *full-space* energy of the projected neurons, while the network
+    descends their half-space energy (with the default ``half_space=True``). All else, arguments
+    and errors, is as in :class:`AnglePreservingCoMHE`.
+    """
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int,
+        *,
+        projection_dim: int = 30,
+        inner_steps: int = 10,
+        second_order: bool = True,
+        half_space: bool = True,
+        seed: int | None = None,
+        s: float = 2.0,
+        distance: str = "euclidean",
+        convention: str = "paper",
+    ) -> None:
+        super().__init__(
+            num_neurons, dim, projection_dim=projection_dim, inner_steps=inner_steps,
+            second_order=second_order, half_space=half_space, seed=seed,
+            s=s, distance=distance, convention=convention,
+        )  # fmt: skip
+
+    def objective(self, neurons: Tensor) -> Callable[[Tensor], Tensor]:
+        """Minus the full-space energy of the projected neurons."""
+        return lambda projection: (
+            -hyperspherical_energy(
+                project(neurons, projection),
+                s=self.s,
+                distance=self.distance,
+                convention=self.convention,
+            ).mean()
+        )
+
+
+class GroupCoMHE(CoMHE):
+    """Mean energy over groups of dimensions (Lin et al., CVPR 2020).
+
+    The d dimensions are split at random into groups, once; the energies of the neurons' sub-vectors
+    are averaged. The buffer ``projection`` has the indices of the dimensions of each group,
+    ``[num_groups, group_dim]``; where d ≤ group_dim there is none, and the energy is that of the
+    neurons themselves. There is no published program to compare with.
+
+    Args:
+        num_neurons: N, the number of neurons of the layer.
+        dim: d, their dimension.
+        num_groups: the number of groups. Groups are disjoint as far as d allows, see
+            :func:`mhe_core.projections.dimension_groups`: with num_groups · group_dim < d some
+            dimensions are in no group, with more than d some are in several.
+        group_dim: the number of dimensions in each.
+        half_space: count every sub-vector together with its antipode.
+        seed: see :class:`CoMHE`; layers of equal dimension with the same seed share groups.
+        s: power of the Riesz potential, a real number ≥ 0.
+        distance: ``"euclidean"`` (chord) or ``"angular"`` (radians).
+        convention: ``"paper"`` or ``"released_code"``.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_neurons: int,
+        dim: int,
+        *,
+        num_groups: int = 20,
+        group_dim: int = 30,
+        half_space: bool = True,
+        seed: int | None = None,
+        s: float = 2.0,
+        distance: str = "euclidean",
+        convention: str = "paper",
+    ) -> None:
+        super().__init__(
+            num_neurons, dim, s=s, distance=distance, convention=convention,
+            half_space=half_space, seed=seed,
+        )  # fmt: skip
+        check_integer("num_groups", num_groups, 1)
+        check_integer("group_dim", group_dim, 1)
+        if dim > group_dim:
+            self.projection = dimension_groups(dim, num_groups, group_dim, self.seed)
+
+    def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
+        """``[..., num_groups, N, group_dim]``."""
+        return select(neurons, projection)
+
+
+def without_overflow(neurons: Tensor) -> Tensor:
+    """The neurons, through which a gradient comes back with 0 for what is not finite.
+
+    The second derivative of the energy of nearly coincident neurons can leave the dtype's range.
+    """
+    if not neurons.requires_grad:
+        return neurons
+    neurons = neurons.view_as(neurons)
+    neurons.register_hook(lambda g: None if g is None else g.nan_to_num(0.0, 0.0, 0.0))
+    return neurons
+
+
+def check_integer(name: str, value: int, least: int) -> None:
+    """Raise a ValueError if the value is not an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"expected {name} as an integer ≥ {least}, got {value!r}")
