@@ -11,6 +11,14 @@ from mhe_classification.recipes import recipe_defaults
 
 __all__ = ["ClassificationConfig"]
 
+# The regularizers' hyperparameters that have a flag of their own.
+HYPERPARAMETERS = {
+    "comhe_random": ("projection_dim", "num_projections", "redraw_interval"),
+    "comhe_angle": ("projection_dim", "inner_steps"),
+    "comhe_adversarial": ("projection_dim", "inner_steps"),
+    "comhe_group": ("num_groups", "group_dim"),
+}
+
 
 @dataclass(kw_only=True)
 class ClassificationConfig(TrainingConfig):
@@ -22,6 +30,7 @@ class ClassificationConfig(TrainingConfig):
         model: a timm model; vgg9, resnet20, resnet32 and resnet56 for small images are ours.
         lr: highest learning rate.
         image_size: height and width of the images; default: 32 for digits, else the images' own.
+        flip: mirror training images at random; default: yes, except for digits.
         validation_fraction: part of the training images held out to choose checkpoints/best.
         recipe: stable, or released with every detail of the published program.
         loss: cross_entropy, or released, the published program's.
@@ -51,6 +60,7 @@ class ClassificationConfig(TrainingConfig):
     model: str = "vgg9"
     lr: float | None = None  # type: ignore[assignment]  # until the recipe has set it
     image_size: int | None = None
+    flip: bool | None = None
     validation_fraction: float = 0.0
     recipe: Literal["stable", "released"] = "stable"
     loss: Literal["cross_entropy", "released"] | None = None
@@ -82,6 +92,8 @@ class ClassificationConfig(TrainingConfig):
         for name, value in recipe_defaults(self.recipe, self.regularizer).items():
             if getattr(self, name) is None and not (own_length and name == "steps"):
                 setattr(self, name, value)
+        if self.flip is None:
+            self.flip = self.data != "digits"
         super().__post_init__()
         for name in ("validation_fraction", "label_smoothing", "warmup", "ema"):
             value = getattr(self, name)
@@ -108,7 +120,14 @@ class ClassificationConfig(TrainingConfig):
 
     def hidden_options(self) -> dict[str, Any]:
         """Options of the hidden layers' regularizer."""
-        named = ("projection_dim", "num_projections", "redraw_interval")
-        named += ("inner_steps", "num_groups", "group_dim")
+        named = HYPERPARAMETERS.get(self.regularizer, ())
         flags = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
         return {**self.energy_options(), **flags, **self.regularizer_options}
+
+    def check_hyperparameters(self) -> None:
+        """Raise a ValueError for a hyperparameter's flag that the regularizer does not have."""
+        known = HYPERPARAMETERS.get(self.regularizer, ())
+        for name in {name for names in HYPERPARAMETERS.values() for name in names}:
+            if getattr(self, name) is not None and name not in known:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--regularizer {self.regularizer} has no --{flag}")

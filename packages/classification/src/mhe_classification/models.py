@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import timm
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from timm.models import register_model
 from torch import Tensor, nn
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["loss_function", "recipe_defaults"]
 
 STABLE: dict[str, Any] = {
-    "lr": 0.05,
+    "lr": 0.02,
     "loss": "cross_entropy",
     "label_smoothing": 0.0,
     "schedule": "cosine",

@@ -153,7 +153,8 @@ class Trainer:
     def step(self, step: int, batch: Batch) -> dict[str, Tensor | float]:
         """One optimizer step on uint8 images [B, 3, h, w] and labels [B]."""
         pixels, labels = batch
-        images = normalize(random_flip(random_crop(pixels)))
+        pixels = random_crop(pixels)
+        images = normalize(random_flip(pixels) if self.config.flip else pixels)
         targets = labels
         if self.mixup is not None:
             images, targets = self.mixup(images, labels)
@@ -214,7 +215,9 @@ class Trainer:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    train(parse(ClassificationConfig, arguments, "mhe-classification train"))
+    config = parse(ClassificationConfig, arguments, "mhe-classification train")
+    config.check_hyperparameters()
+    train(config)
 
 
 if __name__ == "__main__":

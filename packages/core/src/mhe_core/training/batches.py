@@ -72,7 +72,7 @@ def training_batches(
     rank: int = 0,
     num_processes: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches from step ``start`` on: uint8 images [B, 3, h, w] and labels [B], on device."""
+    """Endless batches from step ``start`` on, on ``device``: uint8 images [B, 3, h, w], labels [B]."""
     sampler = StepSampler(len(images), batch_size, seed, start, rank, num_processes)
     loader = _loader(images, sampler, workers, device)
     for pixels, labels in loader:

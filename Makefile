@@ -1,0 +1,59 @@
+# Everything runs in .venv, which is made when it is needed: Python >= 3.10, pip and make suffice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+RUNS ?= runs
+
+.PHONY: demo demo-faces demo-gan test lint format bench clean
+
+demo: $(VENV)/.classification  ## train on the embedded digits with and without MHE: a table, a picture
+	$(BIN)/mhe-classification compare --output $(RUNS)/demo --data digits --model vgg9 --width 0.25 \
+		--regularizers none,half_mhe,comhe_random --seeds 0,1 --epochs 10 --batch-size 64
+
+demo-faces: $(VENV)/.sphereface_plus  ## verify digits never seen in training, with SphereFace+
+	$(BIN)/sphereface-plus train --output $(RUNS)/demo-faces --resume
+	$(BIN)/sphereface-plus test $(RUNS)/demo-faces --output $(RUNS)/demo-faces/report
+
+demo-gan: $(VENV)/.mhe_gan  ## train a small GAN on the embedded digits and draw samples
+	$(BIN)/mhe-gan train --output $(RUNS)/demo-gan --resume
+	$(BIN)/mhe-gan sample $(RUNS)/demo-gan --num 64 --output $(RUNS)/demo-gan/samples.png
+
+test: $(VENV)/.development
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.development
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.development
+	$(BIN)/python packages/core/benchmarks/energy.py
+	$(BIN)/python packages/classification/benchmarks/training_step.py
+	$(BIN)/python packages/mhe_gan/benchmarks/training_step.py
+
+clean:
+	rm -rf $(VENV) $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.classification: $(BIN)/pip packages/core/pyproject.toml packages/classification/pyproject.toml
+	$(PIP) -e packages/core -e packages/classification
+	touch $@
+
+$(VENV)/.sphereface_plus: $(BIN)/pip packages/core/pyproject.toml packages/sphereface_plus/pyproject.toml
+	$(PIP) -e packages/core -e packages/sphereface_plus
+	touch $@
+
+$(VENV)/.mhe_gan: $(BIN)/pip packages/core/pyproject.toml packages/mhe_gan/pyproject.toml
+	$(PIP) -e packages/core -e packages/mhe_gan
+	touch $@
+
+$(VENV)/.development: $(BIN)/pip requirements-dev.txt $(wildcard packages/*/pyproject.toml)
+	$(PIP) -r requirements-dev.txt
+	touch $@

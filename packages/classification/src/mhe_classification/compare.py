@@ -1,0 +1,75 @@
+"""``mhe-classification compare``: regularizers × seeds, a table and curves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from mhe_core.training.command import parse, run_command
+from mhe_core.training.compare import Column, comma_separated, compare_runs, write_table
+from mhe_core.training.plots import Panel, plot_curves
+
+from mhe_classification.config import ClassificationConfig
+from mhe_classification.train import train
+
+__all__ = ["CompareConfig", "compare", "main"]
+
+COLUMNS = (
+    Column("test_error", "test error, %", scale=100),
+    Column("hidden_energy", "hidden energy", digits=4),
+    Column("hidden_above_floor", "above its floor", digits=4),
+    Column("output_energy", "output energy", digits=4),
+    Column("output_above_floor", "above its floor", digits=4),
+    Column("step_seconds", "seconds a step", digits=3),
+)
+PANELS = (
+    Panel("test_error", "test error, %", scale=100),
+    Panel("hidden_above_floor", "hidden energy above its floor", log=True),
+    Panel("output_above_floor", "output energy above its floor", log=True),
+)
+
+
+@dataclass(kw_only=True)
+class CompareConfig(ClassificationConfig):
+    """Train every regularizer with every seed and compare; the flags are those of train.
+
+    Attributes:
+        output: the folder of the runs, the table and the curves.
+        regularizers: which, with commas between; the first is the one compared with.
+        seeds: which, with commas between.
+    """
+
+    output: Path = Path("runs/compare")
+    regularizers: str = "none,mhe,half_mhe"
+    seeds: str = "0,1,2"
+
+
+def compare(config: CompareConfig) -> str:
+    """Train what is not yet trained, and write table.md, table.json and curves.png.
+
+    Returns:
+        The table as Markdown.
+    """
+    settings = {field.name: getattr(config, field.name) for field in fields(ClassificationConfig)}
+    methods = {
+        name: ClassificationConfig(**{**settings, "regularizer": name})
+        for name in comma_separated(config.regularizers)
+    }
+    seeds = [int(seed) for seed in comma_separated(config.seeds)]
+    comparison = compare_runs(train, methods, seeds, config.output)
+    table = write_table(comparison, COLUMNS, config.output)
+    picture = plot_curves(comparison, PANELS, config.output / "curves.png")
+    print(f"\n{table}\nCurves: {picture}")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    compare(parse(CompareConfig, arguments, "mhe-classification compare"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("mhe-classification compare", main, sys.argv[1:]))

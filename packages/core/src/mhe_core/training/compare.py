@@ -1,0 +1,158 @@
+"""Methods × seeds: train each, and set their final figures side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scipy import stats
+
+from mhe_core.training.config import TrainingConfig
+from mhe_core.training.run import write_atomically
+
+__all__ = ["Column", "Comparison", "compare_runs", "comma_separated", "write_table"]
+
+C = TypeVar("C", bound=TrainingConfig)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of summary.json in the table: its key, its title, its unit and its digits."""
+
+    key: str
+    title: str
+    scale: float = 1.0
+    digits: int = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of each method: their directories and their summaries, one a seed."""
+
+    seeds: tuple[int, ...]
+    paths: Mapping[str, tuple[Path, ...]]
+    summaries: Mapping[str, tuple[dict[str, Any], ...]]
+
+
+def compare_runs(
+    train: Callable[[C], dict[str, Any]],
+    methods: Mapping[str, C],
+    seeds: Sequence[int],
+    output: Path,
+) -> Comparison:
+    """Train every method with every seed; complete runs are kept, others continued.
+
+    Args:
+        train: trains one run and returns its summary.
+        methods: the settings of each method, by its label.
+        seeds: a seed stands for the same initial weights and batches in every method.
+        output: runs go to ``output/LABEL/seedN``.
+    """
+    paths: dict[str, list[Path]] = {label: [] for label in methods}
+    summaries: dict[str, list[dict[str, Any]]] = {label: [] for label in methods}
+    total, number = len(methods) * len(seeds), 0
+    for seed in seeds:  # seed by seed, so that an early look is a fair one
+        for label, config in methods.items():
+            number += 1
+            path = Path(output) / label / f"seed{seed}"
+            print(f"[{number}/{total}] {label}, seed {seed}: {path}", flush=True)
+            summaries[label].append(train(replace(config, seed=seed, output=path, resume=True)))
+            paths[label].append(path)
+    return Comparison(
+        tuple(seeds),
+        {label: tuple(found) for label, found in paths.items()},
+        {label: tuple(found) for label, found in summaries.items()},
+    )
+
+
+def write_table(comparison: Comparison, columns: Sequence[Column], output: Path) -> str:
+    """Write ``table.md`` and ``table.json``; returns the table as Markdown.
+
+    Each cell is mean ± standard deviation over seeds. The first column is also compared with the
+    first method, seed by seed: mean difference and its 95 % interval (Student's t, paired). A
+    figure that not every run has is left out.
+    """
+    every_run = [run for runs in comparison.summaries.values() for run in runs]
+    columns = [column for column in columns if all(column.key in run for run in every_run)]
+    rows = {
+        label: {column.key: spread(values(runs, column)) for column in columns}
+        for label, runs in comparison.summaries.items()
+    }
+    first = columns[0]
+    baseline, *others = comparison.summaries
+    differences = {
+        label: paired_difference(
+            values(comparison.summaries[label], first),
+            values(comparison.summaries[baseline], first),
+        )
+        for label in others
+    }
+    titles = ["method", *(column.title for column in columns), f"{first.title}: minus {baseline}"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for label, row in rows.items():
+        cells = [shown(row[column.key], column.digits) for column in columns]
+        difference = differences.get(label)
+        cells.append(shown_difference(difference, first.digits) if difference else "–")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    seeds = ", ".join(map(str, comparison.seeds))
+    lines += ["", f"Mean ± standard deviation over seeds {seeds}; in the last column the paired"]
+    lines[-1] += " difference and its 95 % interval."
+    table = "\n".join(lines) + "\n"
+    write_atomically(Path(output) / "table.md", table)
+    content = {
+        "seeds": list(comparison.seeds),
+        "baseline": baseline,
+        "methods": {
+            label: {**rows[label], "difference": differences.get(label), "runs": list(runs)}
+            for label, runs in comparison.summaries.items()
+        },
+    }
+    write_atomically(Path(output) / "table.json", json.dumps(content, indent=2) + "\n")
+    return table
+
+
+def values(summaries: Sequence[Mapping[str, Any]], column: Column) -> list[float]:
+    """One figure of every run, in the column's unit."""
+    return [float(summary[column.key]) * column.scale for summary in summaries]
+
+
+def spread(figures: Sequence[float]) -> dict[str, float]:
+    """Mean and sample standard deviation (0 for a single run)."""
+    deviation = statistics.stdev(figures) if len(figures) > 1 else 0.0
+    return {"mean": statistics.fmean(figures), "std": deviation}
+
+
+def paired_difference(figures: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
+    """Mean of the differences seed by seed, and its 95 % interval (infinite for one seed)."""
+    found = spread([a - b for a, b in zip(figures, baseline, strict=True)])
+    n = len(figures)
+    half = math.inf
+    if n > 1:
+        half = float(stats.t.ppf(0.975, n - 1)) * found["std"] / math.sqrt(n)
+    return {"mean": found["mean"], "low": found["mean"] - half, "high": found["mean"] + half}
+
+
+def shown(cell: Mapping[str, float], digits: int) -> str:
+    """A cell of the table."""
+    return f"{cell['mean']:.{digits}f} ± {cell['std']:.{digits}f}"
+
+
+def shown_difference(difference: Mapping[str, float], digits: int) -> str:
+    """A difference and its interval."""
+    if math.isinf(difference["low"]):
+        return f"{difference['mean']:+.{digits}f}"
+    low, high = difference["low"], difference["high"]
+    return f"{difference['mean']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def comma_separated(text: str) -> list[str]:
+    """``"none,mhe"`` as a list; a ValueError for an empty or repeated part."""
+    parts = [part.strip() for part in str(text).split(",")]
+    if not all(parts) or len(set(parts)) < len(parts):
+        raise ValueError(f"expected different names or numbers with commas between, got {text!r}")
+    return parts

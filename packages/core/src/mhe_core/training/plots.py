@@ -1,0 +1,60 @@
+"""Plots of several runs; needs the extra ``mhe-core[plots]``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mhe_core.training.compare import Comparison
+from mhe_core.training.run import METRICS_FILE
+
+__all__ = ["Panel", "plot_curves"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of metrics.jsonl against steps: its key, its axis title, its unit and scale."""
+
+    key: str
+    title: str
+    scale: float = 1.0
+    log: bool = False
+
+
+def plot_curves(comparison: Comparison, panels: Sequence[Panel], file: Path) -> Path:
+    """Draw each panel with one line a method: the mean over seeds, and their range as a band."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        for label, paths in comparison.paths.items():
+            curves = [read_curve(path, panel.key) for path in paths]
+            steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+            if not steps:
+                continue
+            heights = np.array([[curve[step] for step in steps] for curve in curves]) * panel.scale
+            (line,) = axis.plot(steps, heights.mean(0), label=label, linewidth=1.6)
+            axis.fill_between(
+                steps, heights.min(0), heights.max(0), color=line.get_color(), alpha=0.15, lw=0
+            )
+        axis.set_xlabel("step")
+        axis.set_title(panel.title, fontsize=10)
+        axis.set_yscale("log" if panel.log else "linear")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.savefig(file, dpi=110)
+    return file
+
+
+def read_curve(run: Path, key: str) -> dict[int, float]:
+    """The values of a metric by step, of the records that have it."""
+    records = map(json.loads, (run / METRICS_FILE).read_text().splitlines())
+    return {record["step"]: record[key] for record in records if key in record}
