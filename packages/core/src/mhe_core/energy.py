@@ -19,15 +19,16 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = ["hyperspherical_energy"]
 
 DISTANCES = ("euclidean", "angular")
 CONVENTIONS = ("paper", "released_code")
 
-# Below this squared chord, 2 − 2c has lost too many digits to cancellation (at 0.05 a tenth of
-# the five that float32 keeps of it): nearer pairs are measured by the difference of the vectors.
-NEAR = 0.05
+# Below this squared chord, 2 − 2c has lost too many digits to cancellation (at 0.25 it keeps six
+# of float32's seven): nearer pairs are measured by the difference of the vectors.
+NEAR = 0.25
 
 
 def hyperspherical_energy(
@@ -98,13 +99,16 @@ def _energy(
     others = rows.unsqueeze(1) != torch.arange(N, device=x.device)  # [M, N]: not with itself
     M = len(rows)
 
+    # Directions, differences of them and sums in float64 where there is one: the difference of
+    # near neighbours has lost digits, and N² potentials are of very different size.
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
     if convention == "paper":
-        u = directions(x)
-        near, far = squared_chords(u[..., rows, :], u, others)
+        u = directions(x.to(wide))
+        near, far = squared_chords(u[..., rows, :], u, others, x.dtype)
         far_self = torch.full_like(near[..., 0], 4.0)  # ‖u + u‖² of a neuron and its antipode
     else:
-        lengths = (x.square().sum(-1, keepdim=True) + 1e-4).sqrt()
-        u = x / lengths
+        # The published length √(‖w‖² + 1e-4) is that of w with one more entry.
+        u = directions(pad(x.to(wide), (0, 1), value=1e-2))[..., :-1].to(x.dtype)
         cosines = (u[..., rows, :] @ u.mT).masked_fill(~others, 0.0)
         near, far = 2 - 2 * cosines, 2 + 2 * cosines
         far_self = 2 + 2 * u[..., rows, :].square().sum(-1)
@@ -112,8 +116,6 @@ def _energy(
     def potential(squared_chord: Tensor, other_side: Tensor) -> Tensor:
         return riesz_potential(squared_chord, other_side, s, distance, convention)
 
-    # Sums in float64 where there is one: N² terms of very different size.
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
     total = (potential(near, far) * others).sum((-2, -1), dtype=wide)
     pairs = M * (N - 1)
     if half_space:
@@ -140,17 +142,20 @@ def riesz_potential(
     angle = 2 * torch.atan2(q.sqrt(), other_side.clamp_min(smallest).sqrt())
     if convention == "released_code":
         angle = angle / math.pi + 1e-4
+    angle = angle.clamp_min(math.sqrt(smallest))
     if s == 0:
         return -torch.log(angle)
     return (0.1 if convention == "released_code" else 1.0) * angle**-s
 
 
-def squared_chords(u: Tensor, v: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def squared_chords(
+    u: Tensor, v: Tensor, wanted: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """‖u_i − v_j‖² and ‖u_i + v_j‖² for unit (or zero) rows, to full relative accuracy.
 
     Entries that are not ``wanted`` are those of orthogonal rows.
     """
-    cosines = (u @ v.mT).masked_fill(~wanted, 0.0)
+    cosines = (u.to(dtype) @ v.to(dtype).mT).masked_fill(~wanted, 0.0)
     return measured_again(2 - 2 * cosines, u, -v), measured_again(2 + 2 * cosines, u, v)
 
 
@@ -159,7 +164,8 @@ def measured_again(chords: Tensor, u: Tensor, v: Tensor) -> Tensor:
     *batch, i, j = close = (chords.detach() < NEAR).nonzero(as_tuple=True)
     if len(i) == 0:
         return chords
-    return chords.index_put(close, (u[(*batch, i)] + v[(*batch, j)]).square().sum(-1))
+    measured = (u[(*batch, i)] + v[(*batch, j)]).square().sum(-1)
+    return chords.index_put(close, measured.to(chords.dtype))
 
 
 def directions(neurons: Tensor) -> Tensor:
@@ -180,7 +186,7 @@ def smallest_squared_chord(s: float, dtype: torch.dtype) -> float:
     The resolution of the dtype, or where the slope of the potential would overflow.
     """
     info = torch.finfo(dtype)
-    return max(info.eps**2, (info.max * 1e-2) ** (-1 / (s / 2 + 1)))
+    return max(info.eps**2, (info.max * 1e-2 / (1 + s)) ** (-1 / (s / 2 + 1)))
 
 
 def working_copy(neurons: Tensor) -> Tensor:
