@@ -1,0 +1,16 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def example_plugin(tmp_path_factory):
+    """A folder for PYTHONPATH in which pip has installed tests/example_plugin."""
+    target = tmp_path_factory.mktemp("site")
+    offline = ["--no-deps", "--no-build-isolation", "--no-index"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *offline]
+    source = Path(__file__).parent / "example_plugin"
+    subprocess.run([*command, "--target", str(target), str(source)], check=True)
+    return target
