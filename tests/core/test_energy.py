@@ -10,9 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-
 from mhe_core import hyperspherical_energy
+from torch import Tensor
 
 POWERS = (0, 0.5, 1, 2, 3.7)
 DISTANCES = ("euclidean", "angular")
