@@ -40,20 +40,26 @@ def parse(
         prog: the command's name, for the help.
         positional: the fields that are given by position.
     """
-    parser = _Parser(prog=prog, description=(config_class.__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", action="config", help="a YAML file with settings")
-    parser.add_class_arguments(config_class, skip=set(positional))
-    for name in positional:
-        parser.add_argument(name, type=str)
+    parser = _parser(config_class, prog, positional)
     arguments = _spell_out_mappings(arguments)
     settings = parser.parse_args(arguments)
     if settings.get("resume") and (saved := Path(settings.output) / CONFIG_FILE).exists():
+        parser = _parser(config_class, prog, positional)
         settings = parser.parse_args(["--config", str(saved), *arguments])
     del settings["config"]
     try:
         return config_class(**settings.as_dict())
     except (TypeError, ValueError) as error:
         parser.error(str(error))
+
+
+def _parser(config_class: type, prog: str, positional: Sequence[str]) -> _Parser:
+    parser = _Parser(prog=prog, description=(config_class.__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="a YAML file with settings")
+    parser.add_class_arguments(config_class, skip=set(positional))
+    for name in positional:
+        parser.add_argument(name, type=str)
+    return parser
 
 
 def _spell_out_mappings(arguments: Sequence[str]) -> list[str]:
