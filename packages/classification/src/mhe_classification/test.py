@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from mhe_core import NetworkRegularizer
+from mhe_core import NetworkRegularizer, neuron_matrix
+from mhe_core.bounds import lower_bound
 from mhe_core.training.augment import normalize
 from mhe_core.training.batches import whole_set
 from mhe_core.training.checkpoint import load_checkpoint
@@ -98,12 +99,19 @@ def errors_by_class(
 def energies(model: nn.Module) -> dict[str, float]:
     """What every run reports, whatever it was trained with: s = 2, chord, paper convention.
 
-    ``hidden_energy`` is the sum of the hidden layers' half-space energies, ``output_energy`` the
-    output layer's full-space energy.
+    Returns:
+        ``hidden_energy``, the sum of the hidden layers' half-space energies, ``output_energy``, the
+        output layer's full-space energy, and how far each is above what no directions can go below.
     """
-    measured = NetworkRegularizer(model, "half_mhe", None)
-    output = NetworkRegularizer(model, None, "mhe", output_weight=1.0)
-    return {"hidden_energy": float(measured()), "output_energy": float(output())}
+    figures = {}
+    for name, hidden, output in (("hidden", "half_mhe", None), ("output", None, "mhe")):
+        terms = NetworkRegularizer(model, hidden, output).terms()
+        energy = sum(float(term) for term in terms.values())
+        sizes = [neuron_matrix(model.get_submodule(layer)).shape[-2:] for layer in terms]
+        floor = sum(lower_bound(N, d, half_space=hidden is not None) for N, d in sizes)
+        figures[f"{name}_energy"] = energy
+        figures[f"{name}_above_floor"] = energy - floor
+    return figures
 
 
 def test(config: TestConfig) -> dict[str, Any]:
