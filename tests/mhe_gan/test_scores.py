@@ -107,8 +107,8 @@ def coloured(strength, count=60):
 
 
 def test_scorer_prefers_what_resembles_the_reference():
-    scorer = Scorer(Colours(), coloured(200), batch_size=7)
-    near, far = scorer(coloured(190)), scorer(coloured(20))
+    scorer = Scorer(Colours(), coloured(200).split(7))
+    near, far = scorer(coloured(190).split(7)), scorer([coloured(20)])
     assert near["inception_score"] > far["inception_score"]
     assert near["fid"] < far["fid"]
     assert near["kid"] < far["kid"]
@@ -118,7 +118,7 @@ def test_scorer_prefers_what_resembles_the_reference():
 
 def test_scorer_takes_uint8_only():
     with pytest.raises(TypeError, match="expected images as uint8"):
-        Scorer(Colours(), torch.rand(20, 3, 8, 8))
+        Scorer(Colours(), [torch.rand(20, 3, 8, 8)])
 
 
 def write_inception_weights(path, monkeypatch):
@@ -150,7 +150,7 @@ def test_inception_scores_are_those_of_torch_fidelity(tmp_path, monkeypatch):
     weights = tmp_path / "inception.pth"
     write_inception_weights(weights, monkeypatch)
     real, fake = coloured(200, 12), coloured(120, 10)
-    scores = Scorer(load_extractor(weights=weights), real, batch_size=4)(fake, splits=2)
+    scores = Scorer(load_extractor(weights=weights), real.split(4))([fake], splits=2)
     theirs = torch_fidelity.calculate_metrics(
         input1=Dataset(fake), input2=Dataset(real), isc=True, fid=True, kid=True, cuda=False,
         feature_extractor_weights_path=str(weights), isc_splits=2, kid_subset_size=10,

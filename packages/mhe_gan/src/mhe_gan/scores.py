@@ -11,6 +11,7 @@ directory and returns the extractor.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -132,8 +133,8 @@ class Scorer:
 
     Args:
         extractor: maps uint8 images [B, 3, H, W] to (features [B, d], logits [B, C]).
-        reference: the real images, uint8 [M, 3, H, W]; their features are computed once.
-        batch_size: images that go through the extractor at a time.
+        reference: batches of the real images, uint8 [B, 3, H, W]; their features are computed
+            once.
         device: where the extractor runs.
 
     Raises:
@@ -145,42 +146,35 @@ class Scorer:
         ...         features = images.float().mean((2, 3))
         ...         return features, features / 50
         >>> real = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8)
-        >>> scores = Scorer(Colours(), real)(real)
+        >>> scores = Scorer(Colours(), real.split(10))(real.split(20))
         >>> round(scores["fid"], 4) == 0
         True
     """
 
     def __init__(
-        self,
-        extractor: nn.Module,
-        reference: Tensor,
-        *,
-        batch_size: int = 64,
-        device: torch.device | str = "cpu",
+        self, extractor: nn.Module, reference: Iterable[Tensor], device: torch.device | str = "cpu"
     ) -> None:
         self.extractor = extractor.to(device).eval()
-        self.batch_size = batch_size
         self.device = device
         self.reference, logits = self.extract(reference)
         self.real_score = inception_score(logits, min(10, len(logits)))[0]
         """Inception Score of the real images: about the best that generated ones can reach."""
 
     @torch.no_grad()
-    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, d] and logits [N, C] of uint8 images [N, 3, H, W], on the CPU."""
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            got = f"{images.dtype} {list(images.shape)}"
-            raise TypeError(f"expected images as uint8 [N, 3, H, W], got {got}")
-        parts = [
-            [x.float().cpu() for x in self.extractor(batch.to(self.device))]
-            for batch in images.split(self.batch_size)
-        ]
+    def extract(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Features [N, d] and logits [N, C], on the CPU, of batches of uint8 [B, 3, H, W]."""
+        parts = []
+        for images in batches:
+            if images.dtype != torch.uint8 or images.ndim != 4:
+                got = f"{images.dtype} {list(images.shape)}"
+                raise TypeError(f"expected images as uint8 [B, 3, H, W], got {got}")
+            parts.append([x.float().cpu() for x in self.extractor(images.to(self.device))])
         features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
         return features, logits
 
-    def __call__(self, images: Tensor, splits: int = 10) -> dict[str, float]:
-        """Inception Score, FID and KID of generated uint8 images [N, 3, H, W], by name."""
-        features, logits = self.extract(images)
+    def __call__(self, batches: Iterable[Tensor], splits: int = 10) -> dict[str, float]:
+        """Inception Score, FID and KID of batches of generated images, by name."""
+        features, logits = self.extract(batches)
         score, score_std = inception_score(logits, splits)
         kid, kid_std = kernel_distance(features, self.reference)
         return {

@@ -66,8 +66,8 @@ class Loop:
         state: everything that a step changes, by name.
         evaluate: figures of the present state, without changing it.
         evaluate_every: steps between two evaluations; one always ends the run.
-        best: the figure of ``evaluate`` by which checkpoints/best is chosen (lowest); without
-            one, best is the last.
+        best: the figure of ``evaluate`` by which checkpoints/best is chosen (lowest), where an
+            evaluation has it; without one, best is the last.
         facts: plain values that every checkpoint holds beside the state, such as the names of the
             classes: what it takes to build the networks again.
         sample: called after each step with the number of steps taken, for pictures.
@@ -159,8 +159,9 @@ class Loop:
         self._sums, self._count = {}, 0
         if evaluated and self.evaluate is not None:
             record.update(self.evaluate())
-            if self.best is not None and record[self.best] < self._lowest:
-                self._lowest = record[self.best]
+            chosen_by = record.get(self.best or "", math.inf)
+            if chosen_by < self._lowest:
+                self._lowest = chosen_by
                 self._write("best", taken)
         self.run.log(record)
         shown = {k: v for k, v in record.items() if k != "step" and not k.endswith("_seconds")}

@@ -1,0 +1,112 @@
+"""The settings of a GAN's run, and of its scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mhe_core.training.config import TrainingConfig
+
+__all__ = ["GANConfig", "ScoreConfig"]
+
+# The published program adds its energy twice, each time with half of this weight.
+PUBLISHED_WEIGHT = {True: 2e-7, False: 2e-6}  # with and without spectral norm
+PUBLISHED_STEPS = 200_000
+
+
+@dataclass(kw_only=True)
+class ScoreConfig:
+    """How generated images are scored.
+
+    Attributes:
+        num_samples: generated images that are scored.
+        feature_extractor: run directory of a classifier trained by mhe-classification, to score
+            with in place of Inception.
+        weights: file of Inception's weights; default: torch-fidelity downloads them.
+        reference: the split whose images FID and KID compare with.
+    """
+
+    num_samples: int = 50_000
+    feature_extractor: Path | None = None
+    weights: Path | None = None
+    reference: Literal["train", "test"] = "train"
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for a setting out of range."""
+        if self.num_samples < 10:
+            raise ValueError(f"expected --num-samples at least 10, got {self.num_samples}")
+
+
+@dataclass(kw_only=True)
+class GANConfig(TrainingConfig, ScoreConfig):
+    """Train a GAN; by default the published one with spectral norm and MHE.
+
+    Attributes:
+        model: dcgan, with SNDCGAN's discriminator, or resnet, as in SN-GAN.
+        spectral_norm: divide each of the discriminator's weights by its largest singular value.
+        loss: non_saturating or hinge.
+        regularizer: a registered regularizer for the discriminator's layers, or none.
+        hidden_weight: weight of each layer's energy; default, as published: 2e-7 with spectral
+            norm, 2e-6 without.
+        output_weight: not used: the discriminator's output layer has one neuron.
+        generator_weight: weight of the same regularizer on the generator's convolutions.
+        batch_size: real images a discriminator step, over all processes.
+        lr: Adam's learning rate.
+        beta1: Adam's decay of the mean gradient.
+        beta2: Adam's decay of the mean squared gradient.
+        n_dis: discriminator steps per generator step.
+        ema: decay of the generator's moving average, which is then sampled; 0 for none.
+        image_size: 32, 48 or 64; default: 32 for digits, else the images' own.
+        sample_every: steps between two grids of samples, drawn from the same noise.
+        score_every: steps between two scores; default: none while it trains.
+        best_by: the score that chooses checkpoints/best.
+    """
+
+    model: Literal["dcgan", "resnet"] = "dcgan"
+    spectral_norm: bool = True
+    loss: Literal["non_saturating", "hinge"] = "non_saturating"
+    regularizer: str = "mhe"
+    hidden_weight: float | None = None  # type: ignore[assignment]  # until it is looked up
+    output_weight: float = 0.0
+    generator_weight: float = 0.0
+    batch_size: int = 64
+    lr: float = 1e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    n_dis: int = 1
+    ema: float = 0.999
+    checkpoint_every: int = 1000
+    image_size: Literal[32, 48, 64] | None = None
+    sample_every: int = 1000
+    score_every: int | None = None
+    best_by: Literal["inception_score", "fid"] = "inception_score"
+
+    def __post_init__(self) -> None:
+        """Fill in what was published, then check."""
+        if self.hidden_weight is None:
+            self.hidden_weight = PUBLISHED_WEIGHT[self.spectral_norm]
+        if self.steps is None and self.epochs is None:
+            self.steps = PUBLISHED_STEPS
+        TrainingConfig.__post_init__(self)
+        ScoreConfig.__post_init__(self)
+        for name in ("n_dis", "sample_every", "score_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"expected --{name.replace('_', '-')} at least 1, got {value}")
+        for name in ("ema", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                got = getattr(self, name)
+                raise ValueError(f"expected --{name} at least 0 and below 1, got {got}")
+        if self.generator_weight < 0:
+            raise ValueError(f"expected --generator-weight at least 0, got {self.generator_weight}")
+
+    def total_steps(self, num_images: int) -> int:
+        """Generator steps: --steps, or --epochs of the discriminator's images."""
+        total = super().total_steps(num_images)
+        return total if self.steps is not None else max(1, total // self.n_dis)
+
+    def energy_options(self) -> dict[str, Any]:
+        """The regularizer's hyperparameters: s = 0, as published, unless another is given."""
+        published = {"s": 0} if self.regularizer in ("mhe", "half_mhe") else {}
+        return {**published, **self.regularizer_options}

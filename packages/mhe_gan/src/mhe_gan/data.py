@@ -1,0 +1,51 @@
+"""Images as networks see them, in [−1, 1], and as everybody else does, in uint8."""
+
+from __future__ import annotations
+
+import torch
+from mhe_core.training.images import DataError, ImageSet, load_images
+from torch import Tensor
+
+from mhe_gan.config import GANConfig
+from mhe_gan.networks import IMAGE_SIZES
+
+__all__ = ["load_split", "to_images", "to_pixels"]
+
+
+def load_split(config: GANConfig, split: str) -> ImageSet:
+    """The training or test images, square and of a size that the networks have.
+
+    Raises:
+        DataError: if the images can't be read, or have another size and none is given.
+    """
+    size = None if config.image_size is None else (config.image_size, config.image_size)
+    images = load_images(
+        config.data, split, size=size, data_dir=config.data_dir, download=config.download
+    )
+    height, width = images.size
+    if height != width or height not in IMAGE_SIZES:
+        raise DataError(
+            f"expected images of {' or '.join(f'{n}×{n}' for n in IMAGE_SIZES)} pixels, those of "
+            f"{config.data} have {height}×{width}: give --image-size"
+        )
+    return images
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """uint8 [B, 3, h, w] to float32 in [−1, 1].
+
+    Example:
+        >>> to_images(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([-1.,  1.])
+    """
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Floating point in [−1, 1] to the nearest uint8; the inverse of :func:`to_images`.
+
+    Example:
+        >>> to_pixels(torch.tensor([-1.0, 0.0, 2.0]))
+        tensor([  0, 128, 255], dtype=torch.uint8)
+    """
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

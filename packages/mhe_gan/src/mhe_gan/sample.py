@@ -1,0 +1,162 @@
+"""``mhe-gan sample``: pictures from a trained generator."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from mhe_core.training.checkpoint import load_checkpoint
+from mhe_core.training.command import parse, run_command
+from mhe_core.training.loop import restore_state
+from mhe_core.training.run import read_config
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from mhe_gan.config import GANConfig
+from mhe_gan.data import to_pixels
+from mhe_gan.networks import NOISE_DIM, create_networks
+
+__all__ = [
+    "SampleConfig",
+    "draw_noise",
+    "generate",
+    "interpolated_noise",
+    "load_generator",
+    "main",
+    "sample",
+    "save_grid",
+]
+
+
+@dataclass(kw_only=True)
+class SampleConfig:
+    """Sample a trained generator.
+
+    Attributes:
+        run: the run directory.
+        output: a file.png for a grid, or a folder for single images.
+        num: how many images.
+        seed: of the noise.
+        interpolate: images a row from one noise to another; 0: every image has its own noise.
+        checkpoint: last, best, or another file in the run's checkpoints.
+        average: use the moving average of the generator's weights, if the run has one.
+        batch_size: images at a time.
+        device: auto or cpu.
+    """
+
+    run: Path
+    output: Path
+    num: int = 64
+    seed: int = 0
+    interpolate: int = 0
+    checkpoint: str = "last"
+    average: bool = True
+    batch_size: int = 500
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for a setting out of range."""
+        if self.num < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"expected --num and --batch-size above 0, got {self.num} and {self.batch_size}"
+            )
+        if self.interpolate == 1 or self.interpolate < 0:
+            raise ValueError(f"expected --interpolate 0 or at least 2, got {self.interpolate}")
+
+
+def load_generator(
+    run: Path, checkpoint: str = "last", average: bool = True
+) -> tuple[nn.Module, GANConfig, int]:
+    """A trained generator in evaluation mode, its run's settings, and the steps it was trained.
+
+    Raises:
+        RunError: if ``run`` is not a run directory.
+        CheckpointError: if the checkpoint is damaged or does not fit.
+    """
+    config = GANConfig(**{**read_config(run), "output": Path(run)})
+    file = Path(run) / "checkpoints" / checkpoint
+    content = load_checkpoint(file)
+    generator, _ = create_networks(
+        config.model, width=config.width, image_size=content["facts"]["image_size"]
+    )
+    name = "average" if average and config.ema else "generator"
+    restore_state({name: generator}, content["state"], str(file))
+    return generator.eval(), config, content["step"]
+
+
+def draw_noise(num: int, seed: int) -> Tensor:
+    """Normal noise [num, 128] that depends on the seed alone, not on device or batch size."""
+    return torch.randn(num, NOISE_DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def interpolated_noise(num: int, per_row: int, seed: int) -> Tensor:
+    """Noise [num, 128] whose rows of ``per_row`` go from one noise to another.
+
+    Along the great circle, with the length changing evenly: the straight line between two normal
+    vectors passes through lengths that normal vectors of many dimensions never have.
+    """
+    rows = -(-num // per_row)
+    start, end = draw_noise(2 * rows, seed).view(2, rows, 1, NOISE_DIM)
+    t = torch.linspace(0, 1, per_row).view(1, per_row, 1)
+    lengths = [x.norm(dim=-1, keepdim=True) for x in (start, end)]
+    u, v = start / lengths[0], end / lengths[1]
+    angle = torch.acos((u * v).sum(-1, keepdim=True))
+    direction = (torch.sin((1 - t) * angle) * u + torch.sin(t * angle) * v) / torch.sin(angle)
+    return (direction * lengths[0].lerp(lengths[1], t)).flatten(0, 1)[:num]
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, noise: Tensor, batch_size: int = 500) -> Iterator[Tensor]:
+    """Images for the noise [N, 128], as batches of uint8 [B, 3, h, w] on the generator's device."""
+    device = next(generator.parameters()).device
+    for part in noise.split(batch_size):
+        yield to_pixels(generator(part.to(device)))
+
+
+def save_grid(pixels: Tensor, file: Path, columns: int = 8) -> None:
+    """Write uint8 images [N, 3, h, w] as one PNG, ``columns`` a row; replaces it atomically."""
+    save_image(make_grid(pixels.cpu(), nrow=columns, padding=2, pad_value=255), file)
+
+
+def save_image(pixels: Tensor, file: Path) -> None:
+    """Write one uint8 image [3, h, w] as PNG under a temporary name, then rename it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.writing")
+    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(temporary, format="PNG")
+    os.replace(temporary, file)
+
+
+def sample(config: SampleConfig) -> None:
+    """Write a grid, or single images ``000000.png``, …."""
+    generator, _, _ = load_generator(config.run, config.checkpoint, config.average)
+    generator.to(Accelerator(cpu=config.device == "cpu").device)
+    columns = config.interpolate or min(config.num, round(config.num**0.5))
+    if config.interpolate:
+        noise = interpolated_noise(config.num, config.interpolate, config.seed)
+    else:
+        noise = draw_noise(config.num, config.seed)
+    batches = generate(generator, noise, config.batch_size)
+    if config.output.suffix.lower() == ".png":
+        save_grid(torch.cat([batch.cpu() for batch in batches]), config.output, columns)
+        return
+    images = (image for batch in batches for image in batch)
+    for number, image in enumerate(images):
+        save_image(image, config.output / f"{number:06d}.png")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = parse(SampleConfig, arguments, "mhe-gan sample", positional=("run",))
+    sample(config)
+    print(config.output)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("mhe-gan sample", main, sys.argv[1:]))

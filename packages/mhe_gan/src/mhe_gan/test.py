@@ -1,0 +1,119 @@
+"""``mhe-gan test``: Inception Score, FID and KID of a trained generator."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from mhe_core.training.batches import whole_set
+from mhe_core.training.command import parse, run_command
+from mhe_core.training.run import read_config, write_atomically
+
+from mhe_gan.config import GANConfig, ScoreConfig
+from mhe_gan.data import load_split
+from mhe_gan.sample import draw_noise, generate, load_generator
+from mhe_gan.scores import Scorer, load_extractor
+
+__all__ = ["TestConfig", "build_scorer", "described", "main", "score_run", "test"]
+
+
+@dataclass(kw_only=True)
+class TestConfig(ScoreConfig):
+    """Score a trained generator: its final weights and, apart, those chosen by a score.
+
+    Attributes:
+        run: the run directory.
+        seed: of the noise.
+        average: use the moving average of the generator's weights, if the run has one.
+        device: auto or cpu.
+    """
+
+    __test__ = False  # not a test case
+
+    run: Path
+    seed: int = 0
+    average: bool = True
+    device: str = "auto"
+
+
+def build_scorer(
+    config: GANConfig, device: torch.device, scores: ScoreConfig | None = None
+) -> Scorer:
+    """A scorer against the real images of a run.
+
+    Args:
+        config: the run's settings.
+        device: where features are computed.
+        scores: how to score; default: as the run's own settings say.
+    """
+    scores = scores or config
+    extractor = load_extractor(scores.feature_extractor, scores.weights)
+    real = load_split(config, scores.reference)
+    batches = whole_set(real, 100, workers=config.workers, device=device)
+    return Scorer(extractor, (pixels for pixels, _ in batches), device=device)
+
+
+def test(config: TestConfig) -> dict[str, Any]:
+    """Score a run's final generator and its best one, against the images it was trained on.
+
+    Returns:
+        What :func:`score_run` returns.
+    """
+    device = Accelerator(cpu=config.device == "cpu").device
+    return score_run(config, build_scorer(run_settings(config), device, config))
+
+
+def score_run(config: TestConfig, scorer: Scorer) -> dict[str, Any]:
+    """Score a run's final generator and its best one; writes test.json into the run directory.
+
+    Returns:
+        The scores of ``final`` and, if a score chose checkpoints/best while it trained, of
+        ``best``, each with its step; what they were made with; the real images' own score.
+    """
+    settings = run_settings(config)
+    report = described(config, scorer)
+    chosen = {"final": "last"}
+    if settings.score_every is not None:
+        chosen["best"] = "best"
+        report["best_chosen_by"] = f"{settings.best_by} while it trained"
+    for name, checkpoint in chosen.items():
+        generator, _, step = load_generator(config.run, checkpoint, config.average)
+        noise = draw_noise(config.num_samples, config.seed)
+        generator.to(scorer.device)
+        report[name] = {"step": step, **scorer(generate(generator, noise))}
+    write_atomically(Path(config.run) / "test.json", json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def run_settings(config: TestConfig) -> GANConfig:
+    """The settings that the run was started with."""
+    return GANConfig(**{**read_config(config.run), "output": Path(config.run)})
+
+
+def described(config: TestConfig, scorer: Scorer) -> dict[str, Any]:
+    """What a report's scores were made with."""
+    return {
+        "num_samples": config.num_samples,
+        "seed": config.seed,
+        "average": config.average,
+        "extractor": str(config.feature_extractor or "InceptionV3"),
+        "reference": f"{len(scorer.reference)} {config.reference} images",
+        "real_inception_score": scorer.real_score,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = parse(TestConfig, arguments, "mhe-gan test", positional=("run",))
+    print(json.dumps(test(config), indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("mhe-gan test", main, sys.argv[1:]))

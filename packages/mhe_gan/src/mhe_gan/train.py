@@ -1,0 +1,300 @@
+"""``mhe-gan train``: one generator and one discriminator, one run directory."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from mhe_core import NetworkRegularizer
+from mhe_core.training.batches import training_batches
+from mhe_core.training.command import parse, run_command
+from mhe_core.training.images import ImageSet
+from mhe_core.training.loop import Batch, Loop, Stateful, TrainingDiverged, make_accelerator
+from mhe_core.training.run import Run
+from mhe_core.training.seeding import seed_all
+from torch import Tensor, nn
+
+from mhe_gan.config import GANConfig
+from mhe_gan.data import load_split, to_images
+from mhe_gan.losses import discriminator_loss, generator_loss
+from mhe_gan.networks import NOISE_DIM, create_networks, singular_values
+from mhe_gan.sample import draw_noise, generate, save_grid
+from mhe_gan.scores import Scorer
+from mhe_gan.test import build_scorer
+
+__all__ = ["Trainer", "main", "train"]
+
+# A discriminator with so small a loss makes no mistake, and teaches the generator nothing.
+NO_MISTAKE = 1e-3
+
+
+def train(config: GANConfig, scorer: Scorer | None = None) -> dict[str, Any]:
+    """Train a GAN into the run directory ``config.output``, or continue it there.
+
+    Args:
+        config: the settings.
+        scorer: scores samples every ``config.score_every`` steps; made from the settings if they
+            ask for scores and there is none.
+
+    Returns:
+        The content of summary.json: losses, energy, singular values, scores if there are, ….
+
+    Raises:
+        DataError: if the images cannot be trained on.
+        RunError: if the directory holds another run.
+        TrainingDiverged: if a loss is not finite, or the discriminator made no mistake for long.
+    """
+    images = load_split(config, "train")
+    accelerator = make_accelerator(config)
+    run = Run(config, main=accelerator.is_main_process)
+    if run.summary is not None:
+        return run.summary
+    if scorer is None and config.score_every is not None and accelerator.is_main_process:
+        scorer = build_scorer(config, accelerator.device)
+    record = Trainer(config, images, accelerator, scorer).loop(run)()
+    figures = {k: v for k, v in record.items() if k not in ("step", "step_seconds")}
+    figures["step_seconds"] = figures["seconds"] / figures["steps"]
+    return run.finish(figures, accelerator.device)
+
+
+class Trainer:
+    """Both networks, their optimizers and regularizers, and the step that they take together."""
+
+    def __init__(
+        self,
+        config: GANConfig,
+        images: ImageSet,
+        accelerator: Accelerator,
+        scorer: Scorer | None = None,
+    ) -> None:
+        self.config, self.images, self.accelerator = config, images, accelerator
+        self.scorer = scorer
+        self.steps = config.total_steps(len(images))
+        self.taken = 0
+        device = accelerator.device
+        seed_all(config.seed)
+        self.generator, self.discriminator = (
+            network.to(device)
+            for network in create_networks(
+                config.model,
+                width=config.width,
+                image_size=images.size[0],
+                spectral_normed=config.spectral_norm,
+            )
+        )
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.regularizer = self._regularizer(
+            self.discriminator, config.hidden_weight or 0.0, without="output"
+        )
+        self.generator_regularizer = self._regularizer(
+            self.generator, config.generator_weight, without="project.0"
+        )
+        self.energy = NetworkRegularizer(
+            self.discriminator, "mhe", None, hidden_options={"s": 0}
+        )  # what every run reports, whatever it was trained with
+        adam = partial(torch.optim.Adam, lr=config.lr, betas=(config.beta1, config.beta2))
+        self.wrapped_generator, self.generator_optimizer = accelerator.prepare(
+            self.generator, adam(self.generator.parameters())
+        )
+        self.wrapped_discriminator, self.discriminator_optimizer = accelerator.prepare(
+            self.discriminator, adam(self.discriminator.parameters())
+        )
+        self.steps_without_mistake = torch.zeros((), dtype=torch.int64, device=device)
+
+    def _regularizer(
+        self, network: nn.Module, weight: float, without: str
+    ) -> NetworkRegularizer | None:
+        """The energy of all convolutions; None if it has no weight.
+
+        The linear layers are left out: the discriminator's has one neuron, and those of the
+        generator are the thousands of values of its first map.
+        """
+        if self.config.regularizer == "none" or weight == 0:
+            return None
+        return NetworkRegularizer(
+            network,
+            hidden=self.config.regularizer,
+            output=None,
+            hidden_weight=weight,
+            hidden_options=self.config.energy_options(),
+            output_layer=without,
+        ).to(self.accelerator.device)
+
+    def loop(self, run: Run) -> Loop:
+        """The steps of this run, over its training images."""
+        config, accelerator = self.config, self.accelerator
+        parts: dict[str, Stateful | None] = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "average": self.average if config.ema else None,
+            "generator_optimizer": self.generator_optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
+            "regularizer": self.regularizer,
+            "generator_regularizer": self.generator_regularizer,
+            "scaler": accelerator.scaler,
+        }
+        return Loop(
+            run=run,
+            accelerator=accelerator,
+            steps=self.steps,
+            batches=lambda start: training_batches(
+                self.images,
+                config.batch_size * config.n_dis,
+                seed=config.seed,
+                start=start,
+                workers=config.workers,
+                device=accelerator.device,
+                rank=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+            ),
+            train_step=self.step,
+            state={name: part for name, part in parts.items() if part is not None},
+            evaluate=self.evaluate,
+            evaluate_every=config.log_every,
+            best="selection" if config.score_every is not None else None,
+            facts={"image_size": self.images.size[0]},
+            sample=lambda taken: self.after_step(run, taken),
+        )
+
+    def step(self, step: int, batch: Batch) -> dict[str, Tensor | float]:
+        """One generator step and ``n_dis`` discriminator steps on uint8 images [B, 3, h, w]."""
+        self.taken = step + 1
+        self.wrapped_generator.train()
+        self.wrapped_discriminator.train()
+        reals = to_images(batch[0]).tensor_split(self.config.n_dis)
+        g_loss, g_penalty = self._generator_step(len(reals[0]))
+        d_loss = d_penalty = torch.zeros((), device=g_loss.device)
+        for real in reals:
+            loss, penalty = self._discriminator_step(real)
+            d_loss, d_penalty = d_loss + loss, d_penalty + penalty
+        d_loss, d_penalty = d_loss / len(reals), d_penalty / len(reals)
+        if self.config.ema:
+            update_average(self.average, self.generator, self.config.ema, step)
+        counted = (self.steps_without_mistake + 1) * (d_loss < NO_MISTAKE)
+        self.steps_without_mistake = counted
+        return {
+            "loss": g_loss + d_loss + g_penalty + d_penalty,
+            "generator_loss": g_loss,
+            "discriminator_loss": d_loss,
+            "penalty": g_penalty + d_penalty,
+        }
+
+    def _generator_step(self, num: int) -> tuple[Tensor, Tensor]:
+        """Loss and penalty before the step; the discriminator's weights get no gradient."""
+        self.discriminator.requires_grad_(False)
+        self.generator_optimizer.zero_grad()
+        penalty = self._penalty(self.generator_regularizer)
+        with self.accelerator.autocast():
+            # Not through DDP, which would wait for the discriminator's gradients.
+            logits = self.discriminator(self.wrapped_generator(self._noise(num)))
+        loss = generator_loss(logits.float(), self.config.loss)
+        self.accelerator.backward(loss + penalty)
+        self.generator_optimizer.step()
+        self.discriminator.requires_grad_(True)
+        return loss.detach(), penalty.detach()
+
+    def _discriminator_step(self, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and penalty before the step.
+
+        Real and generated images go through the discriminator together, so that its spectral norm
+        takes one power iteration. The regularizer reads the raw weights, and takes none.
+        """
+        self.discriminator_optimizer.zero_grad()
+        penalty = self._penalty(self.regularizer)
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                fake = self.generator(self._noise(len(real)))
+            logits = self.wrapped_discriminator(torch.cat([real, fake.to(real.dtype)])).float()
+        loss = discriminator_loss(logits[: len(real)], logits[len(real) :], self.config.loss)
+        self.accelerator.backward(loss + penalty)
+        self.discriminator_optimizer.step()
+        return loss.detach(), penalty.detach()
+
+    def _noise(self, num: int) -> Tensor:
+        return torch.randn(num, NOISE_DIM, device=self.accelerator.device)
+
+    def _penalty(self, regularizer: NetworkRegularizer | None) -> Tensor:
+        if regularizer is None:
+            return torch.zeros((), device=self.accelerator.device)
+        regularizer.update(self.config.lr)
+        return regularizer()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The discriminator's energy and singular values; the scores of samples where due."""
+        singular = {k: float(v) for k, v in singular_values(self.discriminator).items()}
+        figures = {
+            "discriminator_energy": float(self.energy()),
+            "largest_singular_value": max(singular.values()),
+            **{f"singular_value.{name}": value for name, value in singular.items()},
+        }
+        every = self.config.score_every
+        if every is not None and (self.taken % every == 0 or self.taken == self.steps):
+            figures.update(self._scores())
+        return figures
+
+    def _scores(self) -> dict[str, float]:
+        """Scores of the main process's samples; ``selection`` is lower where they are better."""
+        scores: list[dict[str, float]] = [{}]
+        if self.scorer is not None:
+            noise = draw_noise(self.config.num_samples, self.config.seed)
+            scores = [self.scorer(generate(self.sampled, noise))]
+        scores = broadcast_object_list(scores)
+        sign = -1 if self.config.best_by == "inception_score" else 1
+        return {**scores[0], "selection": sign * scores[0][self.config.best_by]}
+
+    @property
+    def sampled(self) -> nn.Module:
+        """The generator whose images are shown and scored."""
+        if self.config.ema:
+            return self.average
+        return copy.deepcopy(self.generator).eval()
+
+    def after_step(self, run: Run, taken: int) -> None:
+        """Draw the grid of samples, and stop where the discriminator has nothing left to learn.
+
+        A state that is not yet a whole checkpoint interval without a mistake is saved; so either
+        the last checkpoint or the one before it is from before the first such step.
+        """
+        config = self.config
+        if run.main and (taken % config.sample_every == 0 or taken == self.steps):
+            noise = draw_noise(64, config.seed)
+            grid = torch.cat(list(generate(self.sampled, noise)))
+            save_grid(grid, run.path / "samples" / f"step{taken:06d}.png")
+        due = taken % config.checkpoint_every == 0
+        if due and (count := int(self.steps_without_mistake)) >= config.checkpoint_every:
+            raise TrainingDiverged(
+                f"the discriminator's loss was below {NO_MISTAKE} for {count} steps up to step "
+                f"{taken}, so that the generator learns nothing; the state before that is "
+                f"{run.checkpoints / 'previous'} or {run.checkpoints / 'last'}: a lower --lr, "
+                "--spectral-norm or fewer --n-dis may help"
+            )
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Move the average's parameters towards the network's; buffers are copied as they are.
+
+    In the first steps the decay is (1 + t) / (10 + t), so that the initial weights are forgotten.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(weight, 1 - decay)
+    for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        copied.copy_(buffer)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    train(parse(GANConfig, arguments, "mhe-gan train"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("mhe-gan train", main, sys.argv[1:]))
