@@ -1,8 +1,14 @@
+"""What every test relies on."""
+
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# Tiny networks run faster on one thread, and the processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

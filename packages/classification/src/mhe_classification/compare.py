@@ -19,9 +19,9 @@ __all__ = ["CompareConfig", "compare", "main"]
 COLUMNS = (
     Column("test_error", "test error, %", scale=100),
     Column("hidden_energy", "hidden energy", digits=4),
-    Column("hidden_above_floor", "above its floor", digits=4),
+    Column("hidden_above_floor", "hidden above floor", digits=4),
     Column("output_energy", "output energy", digits=4),
-    Column("output_above_floor", "above its floor", digits=4),
+    Column("output_above_floor", "output above floor", digits=4),
     Column("step_seconds", "seconds a step", digits=3),
 )
 PANELS = (
