@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
+from mhe_core.inspection import add_inspect
 from mhe_core.plugins import RegularizerInfo, list_regularizers
 
 __all__ = ["main"]
@@ -15,9 +18,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="mhe", description="Minimum hyperspherical energy.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_list(commands)
+    add_inspect(commands)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         parser.exit(2, f"mhe: error: {error}\n")
 

@@ -1,0 +1,276 @@
+"""What the neurons of a network look like: energies, what they are to be compared with, angles.
+
+``mhe inspect`` prints these; here they are as functions. Angles are in radians.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mhe_core.bounds import lower_bound, random_angle_density, random_energy
+from mhe_core.energy import directions, hyperspherical_energy, working_copy
+from mhe_core.network import has_neurons, neuron_matrix, stored_weight, unwrapped
+
+__all__ = [
+    "AngleStatistics",
+    "LayerReport",
+    "angle_histogram",
+    "angle_statistics",
+    "inspect",
+    "lower_bound",
+    "named_neurons",
+    "random_angle_density",
+    "random_energy",
+]
+
+NEAR_DUPLICATE = math.radians(10)
+BLOCK = 2**22  # cosines at a time
+
+
+@dataclass(frozen=True)
+class AngleStatistics:
+    """Angles between the neurons of a layer, in radians.
+
+    Attributes:
+        smallest: between the two nearest neurons; not-a-number for a single neuron.
+        mean: over all pairs; not-a-number for a single neuron.
+        near_duplicates: how many neurons have another one nearer than the threshold.
+    """
+
+    smallest: float
+    mean: float
+    near_duplicates: int
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer's neurons and their hyperspherical energy.
+
+    Attributes:
+        name: of the layer in the model, or of the tensor in the state dict.
+        num_neurons: N, of each group.
+        dim: d.
+        groups: of a grouped convolution; energies and angles are within groups.
+        energy: hyperspherical energy, the mean over groups.
+        lower_bound: what no N directions can go below, see :mod:`mhe_core.bounds`.
+        random_energy: expected energy of N random directions; may be infinite.
+        smallest_angle: between the two nearest neurons, in radians.
+        mean_angle: over all pairs, in radians.
+        near_duplicates: how many neurons have another one nearer than the threshold.
+    """
+
+    name: str
+    num_neurons: int
+    dim: int
+    groups: int
+    energy: float
+    lower_bound: float
+    random_energy: float
+    smallest_angle: float
+    mean_angle: float
+    near_duplicates: int
+
+    @property
+    def excess(self) -> float:
+        """Energy above that of random directions, or where this is infinite above the bound."""
+        random = self.random_energy
+        return self.energy - (random if math.isfinite(random) else self.lower_bound)
+
+
+@torch.no_grad()
+def inspect(
+    model_or_state_dict: nn.Module | Mapping[str, Any],
+    *,
+    s: float = 2.0,
+    distance: str = "euclidean",
+    half_space: bool = False,
+    near: float = NEAR_DUPLICATE,
+) -> list[LayerReport]:
+    """Report on every layer of a network that has at least two neurons.
+
+    Args:
+        model_or_state_dict: see :func:`named_neurons`.
+        s: power of the Riesz potential, a real number ≥ 0.
+        distance: of the energy: ``"euclidean"`` (chord) or ``"angular"`` (radians).
+        half_space: count every neuron together with its antipode: in the energies, and in the
+            angles, which are then those between lines, in [0, π/2].
+        near: angle in radians below which two neurons are near-duplicates.
+
+    Returns:
+        One report a layer, in the network's order.
+
+    Raises:
+        ValueError: if an option is out of range, or the network has no such layer.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4))
+        >>> [(layer.name, layer.num_neurons, layer.dim) for layer in inspect(model)]
+        [('0', 16, 8), ('1', 4, 16)]
+    """
+    reports = []
+    for name, neurons in named_neurons(model_or_state_dict):
+        *groups, N, d = neurons.shape
+        energy = hyperspherical_energy(neurons, s=s, distance=distance, half_space=half_space)
+        angles = angle_statistics(neurons, half_space=half_space, near=near)
+        report = LayerReport(
+            name=name,
+            num_neurons=N,
+            dim=d,
+            groups=math.prod(groups),
+            energy=float(energy.mean()),
+            lower_bound=lower_bound(N, d, s, distance, half_space),
+            random_energy=random_energy(N, d, s, distance, half_space),
+            smallest_angle=angles.smallest,
+            mean_angle=angles.mean,
+            near_duplicates=angles.near_duplicates,
+        )
+        reports.append(report)
+    return reports
+
+
+def named_neurons(
+    model_or_state_dict: nn.Module | Mapping[str, Any],
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and neurons ``[N, d]`` or ``[groups, N, d]`` of every layer with at least two neurons.
+
+    Args:
+        model_or_state_dict: a network, possibly wrapped, or its state dict. Of a network, layers
+            are read as by :func:`mhe_core.neuron_matrix`, and other parameters of two or more
+            dimensions (such as attention's) by their rows. Of a state dict, all floating-point
+            tensors of two or more dimensions are read by their rows, since it does not tell
+            grouped and transposed convolutions.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if there is no layer with at least two neurons.
+    """
+    if isinstance(model_or_state_dict, nn.Module):
+        layers = model_layers(unwrapped(model_or_state_dict))
+    elif isinstance(model_or_state_dict, Mapping):
+        layers = state_dict_layers(model_or_state_dict)
+    else:
+        got = type(model_or_state_dict).__name__
+        raise TypeError(f"expected a network or a state dict, got {got}")
+    found = [
+        (name, neurons.detach())
+        for name, neurons in layers
+        if neurons.shape[-2] >= 2 and neurons.numel() > 0
+    ]
+    if not found:
+        raise ValueError("expected a layer with at least two neurons, found none")
+    yield from found
+
+
+def model_layers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Layers by the module's name, other parameters by their own; a tied weight once."""
+    seen = set()
+    for name, module in model.named_modules():
+        if has_neurons(module):
+            weight = stored_weight(module)
+            if weight not in seen:
+                yield name, neuron_matrix(module)
+            seen.add(weight)
+        for own_name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim < 2 or parameter in seen or "parametrizations" in name.split("."):
+                continue
+            seen.add(parameter)
+            yield f"{name}.{own_name}".lstrip("."), parameter.flatten(1)
+
+
+def state_dict_layers(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Floating-point tensors of two or more dimensions by their key, without ``.weight``."""
+    seen = set()
+    for key, tensor in state_dict.items():
+        if not isinstance(tensor, Tensor) or tensor.ndim < 2 or not tensor.is_floating_point():
+            continue
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if identity in seen and tensor.numel() > 0:
+            continue
+        seen.add(identity)
+        yield str(key).removesuffix(".weight"), tensor.flatten(1)
+
+
+@torch.no_grad()
+def angle_statistics(
+    neurons: Tensor, *, half_space: bool = False, near: float = NEAR_DUPLICATE
+) -> AngleStatistics:
+    """Smallest and mean angle between neurons, and the number of near-duplicates.
+
+    Args:
+        neurons: ``[..., N, d]``; angles are taken within each leading index.
+        half_space: take the angles between lines, in [0, π/2].
+        near: angle in radians below which two neurons are near-duplicates.
+
+    Example:
+        >>> import torch
+        >>> angle_statistics(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])).near_duplicates
+        2
+    """
+    total, nearest, pairs = 0.0, [], 0
+    for u, start, angles in angle_blocks(neurons, half_space):
+        angles.diagonal(start).zero_()
+        pairs += angles.numel() - len(angles)
+        total += float(angles.sum(1).cpu().double().sum())
+        angles.diagonal(start).fill_(math.inf)
+        rows = u[start : start + len(angles)]
+        nearest.append(accurate_angles(rows, u[angles.argmin(1)], half_space))
+    if pairs == 0:
+        return AngleStatistics(math.nan, math.nan, 0)
+    nearest_angles = torch.cat(nearest)
+    return AngleStatistics(
+        smallest=float(nearest_angles.min()),
+        mean=total / pairs,
+        near_duplicates=int((nearest_angles < near).sum()),
+    )
+
+
+@torch.no_grad()
+def angle_histogram(neurons: Tensor, bins: int = 180, *, half_space: bool = False) -> Tensor:
+    """Density of the angles between neurons, to be held against :func:`random_angle_density`.
+
+    Args:
+        neurons: ``[..., N, d]``; angles are taken within each leading index.
+        bins: number of equal bins of [0, π], or of [0, π/2] for ``half_space``.
+        half_space: take the angles between lines, in [0, π/2].
+
+    Returns:
+        Density per radian, ``[bins]``, float64 on the CPU: its mean times the range is 1.
+    """
+    largest = math.pi / 2 if half_space else math.pi
+    counts = torch.zeros(bins, dtype=torch.float64)
+    for _, start, angles in angle_blocks(neurons, half_space):
+        angles.diagonal(start).fill_(-1.0)  # out of range: not counted
+        counts += torch.histc(angles, bins, 0.0, largest).cpu()
+    return counts / counts.sum() * (bins / largest)
+
+
+def angle_blocks(neurons: Tensor, half_space: bool) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Directions ``[N, d]``, a row of them, and the angles ``[M, N]`` of M rows from it to all.
+
+    The diagonal that starts there has each neuron's angle with itself, which is not one between
+    two neurons. Memory is that of one block.
+    """
+    matrices = directions(working_copy(neurons.detach()))
+    for u in matrices.reshape(-1, *matrices.shape[-2:]):
+        step = max(1, BLOCK // len(u))
+        for start in range(0, len(u), step):
+            cosines = (u[start : start + step] @ u.mT).clamp_(-1.0, 1.0)
+            if half_space:
+                cosines.abs_()
+            yield u, start, cosines.acos_()
+
+
+def accurate_angles(u: Tensor, v: Tensor, half_space: bool) -> Tensor:
+    """Angles between unit rows of ``u`` and ``v``, also where their cosine rounds to 1."""
+    near, far = (u - v).norm(dim=-1), (u + v).norm(dim=-1)
+    angles = 2 * torch.atan2(near, far)
+    zero = (u == 0).all(-1) | (v == 0).all(-1)  # counts as orthogonal
+    angles = angles.masked_fill(zero, math.pi / 2)
+    return torch.minimum(angles, math.pi - angles) if half_space else angles
