@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -125,27 +126,57 @@ def test_a_single_neuron(s, distance):
     )
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "angular"])
-@pytest.mark.parametrize("s", [0, 1, 2])
-@pytest.mark.parametrize("sign", [1, -1], ids=["neighbours", "near antipodes"])
-def test_a_pair_a_chord_of_1e_4_apart_is_separated(sign, s, distance):
+def pairs_and_gradients(
+    chord: float, sign: int, **options: object
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Float32 pairs of u and about ``sign`` · u, and their gradients in float32 and float64."""
     generator = torch.Generator().manual_seed(3)
     for d in (2, 8, 100):
         u, v = torch.randn(2, d, generator=generator, dtype=torch.float64)
         v = v - (u @ v) / (u @ u) * u
-        neighbour = sign * (u / u.norm() + 1e-4 * v / v.norm())
-        pair = torch.stack([u / u.norm(), neighbour]).float().requires_grad_()
-        exact = pair.detach().double().requires_grad_()
-        options = {"s": s, "distance": distance, "half_space": sign == -1}
-        (gradient,) = torch.autograd.grad(hyperspherical_energy(pair, **options), pair)
-        (want,) = torch.autograd.grad(hyperspherical_energy(exact, **options), exact)
-        torch.testing.assert_close(gradient.double(), want, rtol=0, atol=1e-3 * want.abs().max())
+        pair = torch.stack([u / u.norm(), sign * (u / u.norm() + chord * v / v.norm())]).float()
+        exact = pair.double()
+        gradients = [
+            torch.autograd.grad(hyperspherical_energy(w.requires_grad_(), **options), w)[0]
+            for w in (pair, exact)
+        ]
+        yield pair.detach(), *gradients
 
+
+@pytest.mark.parametrize("distance", ["euclidean", "angular"])
+@pytest.mark.parametrize("s", [0, 1, 2])
+@pytest.mark.parametrize("sign", [1, -1], ids=["neighbours", "near antipodes in half space"])
+def test_a_pair_a_chord_of_1e_4_apart_is_separated(sign, s, distance):
+    options = {"s": s, "distance": distance, "half_space": sign == -1}
+    for pair, gradient, exact in pairs_and_gradients(1e-4, sign, **options):
+        torch.testing.assert_close(gradient.double(), exact, rtol=0, atol=1e-3 * exact.abs().max())
         step = 1e-5 * gradient / gradient.norm()
-        before, after = (
-            torch.nn.functional.normalize(w.detach().double(), dim=-1) for w in (pair, pair - step)
-        )
-        assert (after[0] - sign * after[1]).norm() > 1.05 * (before[0] - sign * before[1]).norm()
+        u, v = (torch.nn.functional.normalize(w.double(), dim=-1) for w in (pair, pair - step))
+        assert (v[0] - sign * v[1]).norm() > 1.05 * (u[0] - sign * u[1]).norm()
+
+
+@pytest.mark.parametrize("s", [0, 1, 2])
+def test_the_angle_keeps_its_gradient_near_antipodes(s):
+    for _, gradient, exact in pairs_and_gradients(1e-3, -1, s=s, distance="angular"):
+        assert exact.norm() > 0.01
+        torch.testing.assert_close(gradient.double(), exact, rtol=0, atol=1e-3 * exact.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", ["euclidean", "angular"])
+@pytest.mark.parametrize("s", [0, 2, 8, 50, 1e3, 1e4])
+def test_steep_potentials_fall_and_stay_finite_at_every_chord(s, distance, dtype):
+    angles = 2 * torch.linspace(0, 1, 20001, dtype=torch.float64).asin()
+    pairs = torch.stack(
+        [torch.stack([angles.cos(), angles.sin()], -1), torch.eye(2)[0].expand(20001, 2)], 1
+    )
+    pairs = pairs.to(dtype).requires_grad_()
+    energy = hyperspherical_energy(pairs, s=s, distance=distance)
+    (gradient,) = torch.autograd.grad(energy.sum(), pairs)
+    assert torch.isfinite(energy).all()
+    assert torch.isfinite(gradient).all()
+    assert (energy.diff() <= 1e-4 * energy[1:].abs() + 1e-6).all()
+    assert energy[0] == energy.max() > energy[-1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
