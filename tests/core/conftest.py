@@ -1,5 +1,25 @@
 import pytest
 from mhe_core.plugins import GROUP
+from torch import nn
+
+
+@pytest.fixture
+def small_network():
+    """Make a convolutional network of four classes; layers by keyword go between the two."""
+
+    def make(**between: nn.Module) -> nn.Sequential:
+        model = nn.Sequential()
+        model.add_module("conv", nn.Conv2d(3, 8, 3))
+        model.add_module("norm", nn.BatchNorm2d(8))
+        model.add_module("relu", nn.ReLU())
+        for name, module in between.items():
+            model.add_module(name, module)
+        model.add_module("pool", nn.AdaptiveAvgPool2d(1))
+        model.add_module("flat", nn.Flatten())
+        model.add_module("head", nn.Linear(8, 4))
+        return model
+
+    return make
 
 
 @pytest.fixture(scope="session")
