@@ -21,6 +21,8 @@ from mhe_core.regularizers import MHE
 
 __all__ = ["AdversarialCoMHE", "AnglePreservingCoMHE", "CoMHE", "GroupCoMHE", "RandomCoMHE"]
 
+LONG = 1e6  # entries of neurons whose smoothed length is their length to rounding
+
 # Of a learned projection in the published programs, as a factor of P in its gradient.
 RELEASED_WEIGHT_DECAY = 1e-3 * 5e-4
 
@@ -113,8 +115,15 @@ class CoMHE(MHE):
         self.seed = int(seed)
 
     def unprojected(self, neurons: Tensor) -> Tensor:
-        """The neurons before projection; by the definition only their directions count."""
-        return directions(neurons) if self.convention == "paper" else neurons
+        """The neurons before projection, at a length at which this cannot overflow.
+
+        By the definition only their directions count; the published programs' smoothing of lengths
+        makes no difference to long neurons.
+        """
+        if self.convention == "paper":
+            return directions(neurons)
+        largest = neurons.detach().abs().amax(-1, keepdim=True)
+        return neurons / (largest / LONG).clamp_min(1.0)
 
     def check_dim(self, neurons: Tensor) -> None:
         """Raise a ValueError if the neurons are not of the dimension that is projected."""
@@ -249,15 +258,15 @@ class LearnedCoMHE(CoMHE):
 
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
         """``[..., N, k]``: Q w, or P w with ``second_order=False``."""
-        neurons = self.unprojected(neurons)
-        if self.second_order:
-            projection = gradient_step(
-                self.objective(without_overflow(neurons)),
-                projection,
-                self.lr,
-                differentiable=torch.is_grad_enabled(),
-            )
-        return project(neurons, projection)
+        if not self.second_order:
+            return project(self.unprojected(neurons), projection)
+        differentiable = torch.is_grad_enabled()
+        # The step's gradient is needed also where none is wanted of the result.
+        with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
+            neurons = self.unprojected(neurons.clone() if neurons.is_inference() else neurons)
+            objective = self.objective(without_overflow(neurons))
+            stepped = gradient_step(objective, projection, self.lr, differentiable=differentiable)
+            return project(neurons, stepped)
 
     def advance(self, neurons: Tensor, projection: Tensor, lr: float) -> None:
         """Take the inner steps, at the learning rate ``lr``, which is kept for forward."""

@@ -137,7 +137,7 @@ def angle_objective(neurons: Tensor, convention: str) -> Callable[[Tensor], Tens
         the neurons. Where all angles are preserved to rounding, it is 0 with gradient 0.
     """
     wanted = cosine_matrix(neurons, convention)
-    rounding = (wanted.shape[-1] * torch.finfo(wanted.dtype).eps) ** 2
+    rounding = (4 * wanted.shape[-1] * torch.finfo(wanted.dtype).eps) ** 2
 
     def objective(projection: Tensor) -> Tensor:
         errors = cosine_matrix(project(neurons, projection), convention) - wanted
