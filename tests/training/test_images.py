@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from mhe_core.training.batches import training_batches
 from mhe_core.training.images import DataError, load_folder, load_images
 from PIL import Image
 
@@ -59,6 +60,10 @@ def test_decoding_on_demand_gives_the_same_images(folder, monkeypatch):
     on_demand = load_folder(folder / "train")
     load_folder.cache_clear()
     assert on_demand.pixels is None
+    batches = training_batches(on_demand, 2, seed=0, workers=1)
+    for batch, expected in zip(batches, training_batches(in_memory, 2, seed=0), strict=False):
+        assert all(map(torch.equal, batch, expected))
+        break
     assert torch.equal(on_demand.__getitems__(range(6))[0], in_memory.pixels)
 
 
@@ -95,14 +100,17 @@ def damage(folder, what):
     return r"cannot read the image .*dog/1\.png"
 
 
+def load_both_splits(folder):
+    return [load_images(str(folder), split) for split in ("train", "test")]
+
+
 @pytest.mark.parametrize(
     "what", ["missing", "empty class", "new class", "truncated", "text", "empty file"]
 )
 def test_what_is_broken_is_named(folder, what):
     message = damage(folder, what)
     with pytest.raises(DataError, match=message):
-        for split in ("train", "test"):
-            load_images(str(folder), split)
+        load_both_splits(folder)
 
 
 def test_data_that_is_nothing_known_is_said():

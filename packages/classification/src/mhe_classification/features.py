@@ -31,7 +31,7 @@ class FeatureExtractor(nn.Module):
         self.model = model
         self.image_size = image_size
         self.features: Tensor
-        model.get_classifier().register_forward_pre_hook(self._keep)
+        model.get_classifier().register_forward_pre_hook(self._keep)  # type: ignore[operator]
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.features = inputs[0].flatten(1)

@@ -38,7 +38,6 @@ class TestConfig:
         checkpoint: best, last, or another file in its checkpoints.
         batch_size: images at a time.
         device: auto, cpu, cuda, cuda:1, ….
-        export: write the classifier as a program for torch.export.load to this .pt2 file.
     """
 
     __test__ = False  # not a test case
@@ -47,7 +46,6 @@ class TestConfig:
     checkpoint: str = "best"
     batch_size: int = 500
     device: str = "auto"
-    export: Path | None = None
 
 
 def load_classifier(run: Path, checkpoint: str = "best") -> tuple[nn.Module, ClassificationConfig]:
@@ -139,27 +137,8 @@ def test(config: TestConfig) -> dict[str, Any]:
         },
         **energies(model),
     }
-    if config.export is not None:
-        export(model, images.size, config.export)
     write_atomically(Path(config.run) / "test.json", json.dumps(report, indent=2) + "\n")
     return report
-
-
-def export(model: nn.Module, size: tuple[int, int], file: Path) -> None:
-    """Write the classifier of uint8 images [B, 3, h, w] as a program that needs no package."""
-
-    class Classifier(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixels: Tensor) -> Tensor:
-            return self.model(normalize(pixels))
-
-    example = torch.zeros(2, 3, *size, dtype=torch.uint8, device=next(model.parameters()).device)
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(Classifier().eval(), (example,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, file)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

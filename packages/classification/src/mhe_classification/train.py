@@ -108,7 +108,7 @@ class Trainer:
             num_epochs=self.steps,
             decay_milestones=config.milestones,
             warmup_epochs=round((config.warmup or 0.0) * self.steps),
-            warmup_lr=config.lr / 100,
+            warmup_lr=(config.lr or 0.0) / 100,
             step_on_epochs=False,
             updates_per_epoch=1,
         )[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def training_batches(
     rank: int = 0,
     num_processes: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches from step ``start`` on, on ``device``: uint8 images [B, 3, h, w], labels [B]."""
+    """Endless batches from step ``start`` on: uint8 images [B, 3, h, w], labels [B]."""
     sampler = StepSampler(len(images), batch_size, seed, start, rank, num_processes)
     loader = _loader(images, sampler, workers, device)
     for pixels, labels in loader:
@@ -110,5 +111,6 @@ def _loader(
     )
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_it_is(batch: Any) -> Any:
+    """What __getitems__ returns is a batch already; a function here can be sent to workers."""
     return batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,7 +78,7 @@ def _spell_out_mappings(arguments: Sequence[str]) -> list[str]:
     return spelled
 
 
-def dispatch(prog: str, commands: dict[str, Callable[[Sequence[str]], object]]) -> int:
+def dispatch(prog: str, commands: Mapping[str, Callable[[Sequence[str]], object]]) -> int:
     """Run ``prog COMMAND …`` and turn a user's error into one line and exit status 1.
 
     Args:

@@ -15,7 +15,7 @@ from scipy import stats
 from mhe_core.training.config import TrainingConfig
 from mhe_core.training.run import write_atomically
 
-__all__ = ["Column", "Comparison", "compare_runs", "comma_separated", "write_table"]
+__all__ = ["Column", "Comparison", "comma_separated", "compare_runs", "write_table"]
 
 C = TypeVar("C", bound=TrainingConfig)
 

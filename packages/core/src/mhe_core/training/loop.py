@@ -104,8 +104,7 @@ class Loop:
         began = time.perf_counter()
         with bar, _stop_request(self.accelerator) as stopped:
             for step, batch in zip(range(start, self.steps), self.batches(start), strict=False):
-                seed_all(config.seed, step, self.accelerator.process_index)
-                self._add(self.train_step(step, batch))
+                self.advance(step, batch)
                 taken = step + 1
                 self._seconds += time.perf_counter() - began
                 bar.update()
@@ -128,8 +127,10 @@ class Loop:
     def _due(self, every: int | None, taken: int) -> bool:
         return taken == self.steps or (every is not None and taken % every == 0)
 
-    def _add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        for name, value in metrics.items():
+    def advance(self, step: int, batch: Batch) -> None:
+        """Take one step, and add its metrics to the interval's sums."""
+        seed_all(self.run.config.seed, step, self.accelerator.process_index)
+        for name, value in self.train_step(step, batch).items():
             value = torch.as_tensor(value, device=self.accelerator.device).detach().float()
             self._sums[name] = self._sums[name] + value if self._count else value
         self._count += 1

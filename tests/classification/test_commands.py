@@ -1,0 +1,117 @@
+"""The commands as a user types them, on tiny real data, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from mhe_classification.cli import main
+
+TINY = ["--width", "0.0625", "--image-size", "8", "--batch-size", "32", "--device", "cpu"]
+
+
+def run(*arguments, status=0, path=None, launcher=()):
+    environment = dict(os.environ, MPLBACKEND="agg")
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    found = subprocess.run(
+        [sys.executable, *launcher, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    assert found.returncode == status, found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+    return found
+
+
+def cli(*arguments, **options):
+    return run("-c", "from mhe_classification.cli import main; main()", *arguments, **options)
+
+
+def test_train_test_and_resume(tmp_path):
+    out = tmp_path / "run"
+    trained = cli("train", "--output", out, "--steps", 6, *TINY, "--regularizer", "half_mhe")
+    assert "test_error" in trained.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {"step", "loss", "penalty"} <= set(records[-1])
+    assert yaml.safe_load((out / "config.yaml").read_text())["regularizer"] == "half_mhe"
+    tested = run("-m", "mhe_classification.test", out, "--device", "cpu")
+    report = json.loads(tested.stdout)
+    assert report["test_error"] == summary["test_error"]
+
+    again = cli("train", "--output", out, "--steps", 6, *TINY, status=1)
+    assert "already holds a run" in again.stderr
+    cli("train", "--output", out, "--resume", "--workers", "1")
+
+
+def test_a_third_partys_regularizer_needs_no_change_here(tmp_path, example_plugin):
+    out = tmp_path / "run"
+    arguments = ["--regularizer", "mma", "--hidden-weight", "0.07", "--steps", 3, *TINY]
+    run("-m", "mhe_classification.train", "--output", out, *arguments, path=example_plugin)
+    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["penalty"] != 0
+
+
+def test_compare_writes_table_and_curves_and_keeps_complete_runs(tmp_path):
+    arguments = ["compare", "--output", tmp_path, "--regularizers", "none,mhe", "--seeds", "0,1"]
+    arguments += ["--steps", 4, "--eval-every", 2, *TINY]
+    printed = cli(*arguments).stdout
+    table = (tmp_path / "table.md").read_text()
+    assert table in printed
+    assert "curves.png" in printed
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| none", "| mhe"]
+    content = json.loads((tmp_path / "table.json").read_text())
+    assert [run["seed"] for run in content["methods"]["mhe"]["runs"]] == [0, 1]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    (tmp_path / "mhe/seed1/summary.json").unlink()
+    weights = tmp_path / "none/seed0/checkpoints/last"
+    before = weights.stat().st_mtime_ns
+    cli(*arguments)
+    assert weights.stat().st_mtime_ns == before
+    assert (tmp_path / "table.md").read_text().splitlines()[0] == table.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["train", "--output", "r", "--data", "nowhere"], 1, "'nowhere'"),
+        (["train", "--output", "r", "--regularizer", "half_mh"], 1, "half_mhe"),
+        (["train", "--output", "r", "--model", "vgg"], 1, "vgg"),
+        (["train", "--output", "r", "--regularizer", "mhe", "--inner-steps", "2"], 1, "inner"),
+        (["train"], 2, "--output"),
+        (["test", "nowhere"], 1, "expected a run directory"),
+        (["paint"], 2, "expected a command, got 'paint'"),
+    ],
+)
+def test_a_users_error_is_one_message(tmp_path, monkeypatch, capsys, arguments, status, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mhe-classification", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == status
+    assert message in capsys.readouterr().err
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    # Without batch norm, a batch split over processes gives the same gradient.
+    arguments = ["-m", "mhe_classification.train", "--data", "digits", "--batch-size", "8"]
+    arguments += ["--model", "vit_tiny_patch16_224", "--steps", "3", "--log-every", "1"]
+    arguments += ["--device", "cpu", "--regularizer", "mhe", "--output"]
+    run(*arguments, tmp_path / "one")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run(*arguments, tmp_path / "two", launcher=torchrun)
+    one, two = (
+        [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        # crops are drawn per process, so the images differ; the energies of the first step do not
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.05)
+    assert two[0]["penalty"] == pytest.approx(one[0]["penalty"], rel=1e-6)
+    assert round(two[-1]["test_error"] * 360, 6).is_integer()
