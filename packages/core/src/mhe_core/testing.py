@@ -164,7 +164,8 @@ def check_update(subject: _Subject) -> None:
 def check_state_dict(subject: _Subject) -> None:
     """A state dict, saved and loaded with ``weights_only=True``, continues exactly.
 
-    Loaded into a regularizer that was made from another random state, it gives the same value, and the same again after the next updates from the same random state.
+    Loaded into a regularizer that was made from another random state, it gives the same value,
+    and the same again after the next updates from equal random states.
     """
     original, neurons = subject.make(), subject.neurons()
     for _ in range(3):
