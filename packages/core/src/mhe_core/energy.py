@@ -10,7 +10,8 @@ where z is the chord :math:`\lVert u_i - u_j \rVert` or the angle :math:`\arccos
 The half-space energy is the same over the 2N directions {u, −u}; it needs the N×N cosines only,
 because a pair (u, v) brings the cosines c, −c, −c and c, and each neuron meets its own antipode.
 
-This file is the definition: short, differentiable any number of times.
+This file is the definition: short, differentiable any number of times. Values and first
+derivatives are computed by tiles.py, faster and in less memory.
 """
 
 from __future__ import annotations
@@ -80,12 +81,14 @@ def hyperspherical_energy(
         >>> hyperspherical_energy(axes, s=2, half_space=True)  # and three antipodes at 2
         tensor(0.4500)
     """
+    from mhe_core.tiles import tiled_energy  # that file builds on this one
+
     check_arguments(neurons, s, distance, anchors, convention)
     with torch.autocast(neurons.device.type, enabled=False):
-        return _energy(neurons, float(s), distance, half_space, anchors, convention)
+        return tiled_energy(neurons, float(s), distance, half_space, anchors, convention)
 
 
-def _energy(
+def definition(
     neurons: Tensor,
     s: float,
     distance: str,
@@ -93,6 +96,7 @@ def _energy(
     anchors: Tensor | None,
     convention: str,
 ) -> Tensor:
+    """The energy in plain PyTorch; in memory for N × N × (1 + near neighbours' share × d)."""
     x = working_copy(neurons)
     N = x.shape[-2]
     rows = torch.arange(N, device=x.device) if anchors is None else anchors.to(x.device)

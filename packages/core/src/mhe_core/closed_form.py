@@ -1,0 +1,93 @@
+"""Riesz potentials and their derivatives as functions of cosines, for tiles of many pairs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mhe_core.energy import NEAR, riesz_potential, smallest_squared_chord
+
+__all__ = ["Riesz"]
+
+
+@dataclass(frozen=True)
+class Riesz:
+    """The potential F of a pair of neurons, with the options of ``hyperspherical_energy``.
+
+    In half space, F is the sum of the potentials of the pairs (u, v) and (u, −v).
+    """
+
+    s: float
+    distance: str
+    half_space: bool
+    convention: str
+
+    def of_cosines(self, c: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """F / ``factor`` and scale · dF/dc, for cosines within ±``largest_cosine``."""
+        scale = scale * self.factor
+        if self.half_space and self.distance == "euclidean" and self.s == 2:
+            F = (1 - c.square()).reciprocal_()  # 1/(2 − 2c) + 1/(2 + 2c)
+            return F, F.square().mul_(c).mul_(2 * scale)
+        if self.distance == "euclidean":
+            z, z_antipode, slope = torch.rsub(c, 2, alpha=2), 4.0, -2.0
+        else:
+            z, z_antipode, slope = c.acos(), math.pi, -1.0
+            if self.convention == "released_code":
+                z, z_antipode, slope = z.div_(math.pi).add_(1e-4), 1 + 2e-4, -1 / math.pi
+        F, dF = self._of_variable(z)
+        if self.half_space:
+            F_opposite, dF_opposite = self._of_variable(z_antipode - z)
+            F, dF = F.add_(F_opposite), dF.sub_(dF_opposite)
+        if self.distance == "angular":
+            dF.mul_((1 - c.square()).rsqrt_())
+        return F, dF.mul_(slope * scale)
+
+    def _of_variable(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithm or power of z, the squared chord or the angle, and its derivative."""
+        if self.s == 0:
+            return z.log(), z.reciprocal()
+        exponent = -self.s / 2 if self.distance == "euclidean" else -self.s
+        F = z.pow(exponent)
+        return F, (F / z).mul_(exponent)
+
+    @property
+    def smoothing(self) -> float:
+        """An entry that the neurons' lengths have beside their own: 1e-2 is √1e-4."""
+        return 0.0 if self.convention == "paper" else 1e-2
+
+    @property
+    def factor(self) -> float:
+        """What the logarithm or the power is multiplied by."""
+        released = self.convention == "released_code"
+        if self.s == 0:
+            return -0.5 if self.distance == "euclidean" and not released else -1.0
+        return 0.1 if self.distance == "angular" and released else 1.0
+
+    def largest_cosine(self, dtype: torch.dtype) -> float:
+        """Pairs beyond it have cosines with too few digits, or a potential that has to be cut."""
+        smallest = smallest_squared_chord(self.s, dtype)
+        cosine = 1 - max(NEAR, smallest) / 2
+        if self.distance == "angular" and self.convention == "released_code":
+            cosine = min(cosine, math.cos(math.pi * min(1.0, math.sqrt(smallest))))
+        return cosine
+
+    def of_pairs(self, u: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
+        """F of rows u and v as the definition has it, in ``dtype``: accurate, but slow."""
+        if self.convention == "paper":
+            near, far = (u - v).square().sum(-1).to(dtype), (u + v).square().sum(-1).to(dtype)
+        else:
+            cosines = (u * v).sum(-1).to(dtype)
+            near, far = 2 - 2 * cosines, 2 + 2 * cosines
+        F = self._of_squared_chords(near, far)
+        return F + self._of_squared_chords(far, near) if self.half_space else F
+
+    def of_antipodes(self, squared_length: Tensor) -> Tensor:
+        """The potential of u and −u, for rows u of that squared length."""
+        chords = 2 + 2 * squared_length
+        return self._of_squared_chords(chords, 4 - chords)
+
+    def _of_squared_chords(self, near: Tensor, far: Tensor) -> Tensor:
+        return riesz_potential(near, far, self.s, self.distance, self.convention)
