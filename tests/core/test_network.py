@@ -231,9 +231,10 @@ class TestWhichLayers:
 
     def test_layers_may_be_called_anything(self):
         model = nn.Module()
-        for name in ("values", "keys", "pop", "a/b"):
+        for name in ("values", "keys", "a/b", "a[0]"):
             model.add_module(name, nn.Linear(3, 3))
-        assert list(NetworkRegularizer(model).terms()) == ["values", "keys", "pop", "a/b"]
+        assert list(NetworkRegularizer(model).terms()) == ["values", "keys", "a/b", "a[0]"]
+        assert list(NetworkRegularizer(model, exclude="a[0]").terms()) == ["values", "keys", "a/b"]
         assert list(NetworkRegularizer(nn.Linear(3, 3)).terms()) == [""]
 
 

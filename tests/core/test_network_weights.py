@@ -193,6 +193,8 @@ class Projected(Regularizer):
         return hyperspherical_energy(neurons @ self.plane).mean()
 
     def update(self, neurons, lr):
+        assert neurons.dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
         self.updates.append((neurons.shape, neurons.requires_grad, lr))
         self.plane.copy_(self.plane.roll(1, 0))
 

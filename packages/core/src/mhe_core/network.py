@@ -17,7 +17,7 @@ from mhe_core.energy import working_copy
 from mhe_core.plugins import create_regularizer
 from mhe_core.regularizers import Regularizer
 
-__all__ = ["NetworkRegularizer", "neuron_layers", "neuron_matrix", "unwrapped"]
+__all__ = ["NetworkRegularizer", "has_neurons", "neuron_matrix", "stored_weight", "unwrapped"]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
