@@ -114,6 +114,8 @@ def inspect(
         >>> [(layer.name, layer.num_neurons, layer.dim) for layer in inspect(model)]
         [('0', 16, 8), ('1', 4, 16)]
     """
+    if not 0 <= near <= math.pi:
+        raise ValueError(f"expected near as an angle from 0 to π, in radians, got {near}")
     reports = []
     for name, neurons in named_neurons(model_or_state_dict):
         *groups, N, d = neurons.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def load_state_dict(path: str | Path, key: str | None = None) -> dict[str, Tenso
             the only one there is, or the one under a usual key such as ``model``.
 
     Returns:
-        Tensors on the CPU by name. They may be mapped from the file, not read yet.
+        Tensors on the CPU by name.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -75,9 +76,10 @@ def read_safetensors(path: Path) -> Any:
 def read_pickled(path: Path) -> Any:
     """Content of what ``torch.save`` wrote, of tensors and plain values only."""
     try:
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        # Given a path, torch would let the suffix decide. What it warns of is in its errors too.
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not starts_like_torch_save(path):
             raise WeightsFileError(

@@ -1,0 +1,239 @@
+"""The command mhe inspect, run as a user runs it, and the files that it takes or refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from mhe_core.cli import main
+from mhe_core.diagnostics import inspect
+from mhe_core.inspection import layer_table
+from mhe_core.weights import load_state_dict
+from torch import nn
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mhe_core.cli", "inspect", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.Linear(40, 30), nn.Linear(30, 4))
+    with torch.no_grad():
+        model[1].weight[3] = model[1].weight[7] + 0.001
+    return model
+
+
+@pytest.fixture
+def file(tmp_path, network) -> Path:
+    torch.save(network.state_dict(), tmp_path / "network.pt")
+    return tmp_path / "network.pt"
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ValueError, match=str(path)) as error:
+        load_state_dict(path)
+    return str(error.value)
+
+
+def test_the_table_has_every_layer(file, network):
+    result = run(file)
+    assert result.returncode == 0, result.stderr
+    head, *rows = result.stdout.splitlines()
+    columns = "layer, N, d, energy, bound, random, smallest°, mean°, near"
+    assert head.split() == columns.split(", ")
+    assert [row.split()[:3] for row in rows] == [
+        ["0", "12", "27"], ["1", "30", "40"], ["2", "4", "30"],
+    ]  # fmt: skip
+    for row, layer in zip(rows, inspect(network.state_dict()), strict=True):
+        *figures, near = row.split()[3:]
+        expected = (
+            layer.energy,
+            layer.lower_bound,
+            layer.random_energy,
+            math.degrees(layer.smallest_angle),
+            math.degrees(layer.mean_angle),
+        )
+        assert [float(figure) for figure in figures] == pytest.approx(expected, abs=0.01)
+        assert int(near) == layer.near_duplicates
+    assert rows[1].split()[-1] == "2"
+
+
+def test_options_and_json(file, network, capsys):
+    options = ["--s", "1", "--distance", "angular", "--half-space", "--near", "90"]
+    main(["inspect", str(file), *options, "--sort", "energy", "--json"])
+    layers = inspect(
+        network.state_dict(), s=1, distance="angular", half_space=True, near=math.pi / 2
+    )
+    layers.sort(key=lambda layer: -layer.energy)
+    assert json.loads(capsys.readouterr().out) == [vars(layer) for layer in layers]
+
+
+def test_what_json_cannot_hold_is_null(tmp_path, capsys):
+    torch.save({"weight": torch.eye(2)}, tmp_path / "tiny.pt")
+    main(["inspect", str(tmp_path / "tiny.pt"), "--json"])
+    (layer,) = json.loads(capsys.readouterr().out)
+    assert layer["random_energy"] is None
+    assert layer["energy"] == 0.5
+
+
+def test_a_plot_is_drawn(file, tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.image import imread
+
+    for options in ([], ["--half-space"]):
+        picture = tmp_path / f"angles{len(options)}.png"
+        main(["inspect", str(file), "--plot", str(picture), *options])
+        pixels = imread(picture)[..., :3]
+        assert pixels.shape[0] > 300
+        assert pixels.shape[1] > 1000
+        assert pixels.std() > 0.05
+
+
+def test_missing_extras_are_named(file, tmp_path, monkeypatch, capsys):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({"weight": torch.eye(3)}, tmp_path / "w.safetensors")
+    for module, arguments, extra in (
+        ("timm", ["resnet18"], "mhe-core[timm]"),
+        ("matplotlib", [str(file), "--plot", "angles.png"], "mhe-core[plots]"),
+        ("safetensors", [str(tmp_path / "w.safetensors")], "mhe-core[safetensors]"),
+    ):
+        with monkeypatch.context() as patch:
+            for name in [name for name in sys.modules if name.startswith(f"{module}.")]:
+                patch.delitem(sys.modules, name)
+            patch.setitem(sys.modules, module, None)  # as if it were not installed
+            with pytest.raises(SystemExit):
+                main(["inspect", *arguments])
+        output = capsys.readouterr()
+        assert extra in output.err
+        assert not output.out
+
+
+def test_a_timm_model_is_made_by_name(capsys):
+    pytest.importorskip("timm")
+    main(["inspect", "resnet18", "--json"])
+    layers = {layer["name"]: layer for layer in json.loads(capsys.readouterr().out)}
+    assert (layers["conv1"]["num_neurons"], layers["conv1"]["dim"]) == (64, 147)
+    assert (layers["fc"]["num_neurons"], layers["fc"]["dim"]) == (1000, 512)
+    with pytest.raises(SystemExit):
+        main(["inspect", "resnet-18"])
+    assert "did you mean resnet18" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("absent.pt",), "expected a weights file, found no absent.pt"),
+        ((os.curdir,), "expected a weights file, got the folder ."),
+        (("FILE", "--pretrained"), "expected a timm model name with --pretrained"),
+        (("FILE", "--key", "ema"), "expected key to be one of"),
+        (("FILE", "--s", "-1"), "expected s as a finite number ≥ 0, got -1.0"),
+        (("FILE", "--near", "-1"), "expected near as an angle from 0 to π"),
+        (("FILE", "--plot", "angles.xyz"), "xyz"),
+    ],
+)
+def test_errors_are_one_line(file, arguments, message, capsys):
+    arguments = [str(file) if argument == "FILE" else argument for argument in arguments]
+    with pytest.raises(SystemExit) as exit_:
+        main(["inspect", *arguments])
+    output = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert not output.out
+
+
+class Bait:
+    """Would make a folder if it were unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path, network):
+    path, trace = tmp_path / "weights.pt", tmp_path / "ran"
+    content = {"state_dict": network.state_dict(), "bait": Bait(trace)}
+    torch.save(content, path)
+    result = run(path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"mhe: error: refused to read {path}: it has more than")
+    assert "mkdir" in result.stderr
+    assert result.stderr.count("\n") == 1
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert "mkdir" in refused(path)
+    path.write_bytes(pickle.dumps(Bait(trace)))
+    assert "refused" in refused(path)
+    assert not trace.exists()
+
+
+def test_whole_modules_and_torchscript_are_refused(tmp_path, network):
+    torch.save(network, tmp_path / "module.pt")
+    assert "Sequential" in refused(tmp_path / "module.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is on its way out
+        script = torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3))
+        script.save(str(tmp_path / "script.pt"))
+    assert "TorchScript" in refused(tmp_path / "script.pt")
+
+
+def test_other_and_damaged_files_are_refused(tmp_path, file):
+    (tmp_path / "text.pt").write_text("not weights")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "half.pt").write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for name in ("text.pt", "empty.pt", "half.pt"):
+        assert "expected safetensors or a file written by torch.save" in refused(tmp_path / name)
+    header = (1000).to_bytes(8, "little") + b"{" + b" " * 999
+    (tmp_path / "damaged.safetensors").write_bytes(header)
+    assert "damaged safetensors" in refused(tmp_path / "damaged.safetensors")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_content_decides_not_the_suffix(tmp_path, network, legacy):
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = network.state_dict()
+    safetensors.save_file(state, tmp_path / "safe.pt")
+    torch.save(state, tmp_path / "torch.safetensors", _use_new_zipfile_serialization=not legacy)
+    for name in ("safe.pt", "torch.safetensors"):
+        loaded = load_state_dict(tmp_path / name)
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_nested_checkpoints(tmp_path, network, capsys):
+    path, state = tmp_path / "checkpoint.pt", network.state_dict()
+    optimizer = torch.optim.Adam(network.parameters())
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    other = {key: value + 1 for key, value in state.items()}
+    rest = {"epoch": 3, "optimizer": optimizer.state_dict(), "scores": torch.ones(3)}
+    for nested in (
+        {"state_dict": state},
+        {"anything": state},
+        {"run": {"state": {"model": state, "ema": other}}},
+        {"model": state, "model_ema": other},
+    ):
+        torch.save(nested | rest, path)
+        loaded = load_state_dict(path)
+        assert all(torch.equal(loaded[key], state[key]) for key in state)
+    assert torch.equal(load_state_dict(path, "model_ema")["0.weight"], other["0.weight"])
+
+    torch.save({"generator": state, "discriminator": other} | rest, path)
+    assert "one of ['discriminator', 'generator']" in refused(path)
+    main(["inspect", str(path), "--key", "generator"])
+    assert capsys.readouterr().out == layer_table(inspect(state)) + "\n"
+    torch.save(rest, path)
+    assert "found no weights of two dimensions" in refused(path)
