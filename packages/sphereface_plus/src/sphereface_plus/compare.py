@@ -1,0 +1,123 @@
+"""``sphereface-plus compare``: margins × regularizers × seeds, a table and curves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from mhe_core.training.command import parse, run_command
+from mhe_core.training.compare import (
+    Column,
+    Comparison,
+    comma_separated,
+    compare_runs,
+    paired_difference,
+    shown_difference,
+    values,
+    write_table,
+)
+from mhe_core.training.plots import Panel, plot_curves
+from mhe_core.training.run import write_atomically
+
+from sphereface_plus.config import FaceConfig
+from sphereface_plus.train import train
+
+__all__ = ["CompareConfig", "compare", "main"]
+
+COLUMNS = (
+    Column("test_accuracy", "verification accuracy, %", scale=100),
+    Column("test_eer", "EER, %", scale=100),
+    Column("validation_accuracy", "validation accuracy, %", scale=100),
+    Column("class_angle", "smallest class angle, °", digits=1),
+    Column("class_energy", "class energy", digits=4),
+    Column("step_seconds", "seconds a step", digits=3),
+)
+PANELS = (
+    Panel("loss", "loss"),
+    Panel("test_accuracy", "verification accuracy, %", scale=100),
+    Panel("class_angle", "smallest class angle, °"),
+)
+
+
+@dataclass(kw_only=True)
+class CompareConfig(FaceConfig):
+    """Train every margin with every regularizer and seed; the other flags are those of train.
+
+    Attributes:
+        output: the folder of the runs, the table and the curves.
+        margins: which m, with commas between.
+        regularizers: which, with commas between; the others are compared with the first.
+        seeds: which, with commas between.
+    """
+
+    output: Path = Path("runs/compare")
+    margins: str = "1,2,3,4"
+    regularizers: str = "none,mhe"
+    seeds: str = "0,1,2"
+
+
+def compare(config: CompareConfig) -> str:
+    """Train what is not yet trained; write table.md, table.json, differences.md and curves.png.
+
+    Returns:
+        The tables as Markdown.
+    """
+    settings = {field.name: getattr(config, field.name) for field in fields(FaceConfig)}
+    margins = [float(margin) for margin in comma_separated(config.margins)]
+    regularizers = comma_separated(config.regularizers)
+    methods = {
+        label(margin, name): FaceConfig(**{**settings, "margin": margin, "regularizer": name})
+        for margin in margins
+        for name in regularizers
+    }
+    seeds = [int(seed) for seed in comma_separated(config.seeds)]
+    comparison = compare_runs(train, methods, seeds, config.output)
+    table = write_table(comparison, COLUMNS, config.output)
+    if len(regularizers) > 1:
+        differences = difference_table(comparison, margins, regularizers)
+        write_atomically(config.output / "differences.md", differences)
+        table += "\n" + differences
+    picture = plot_curves(comparison, PANELS, config.output / "curves.png")
+    print(f"\n{table}\nCurves: {picture}")
+    return table
+
+
+def label(margin: float, regularizer: str) -> str:
+    """A method's name, and that of its folder."""
+    return f"m{margin:g}" if regularizer == "none" else f"m{margin:g}-{regularizer}"
+
+
+def difference_table(
+    comparison: Comparison, margins: Sequence[float], regularizers: Sequence[str]
+) -> str:
+    """At each margin, what each regularizer changes: the mean over seeds and its 95 % interval."""
+    first, *others = regularizers
+    every_run = [run for runs in comparison.summaries.values() for run in runs]
+    columns = [column for column in COLUMNS[:-1] if all(column.key in run for run in every_run)]
+    titles = ["paired difference", *(column.title for column in columns)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for margin in margins:
+        baseline = comparison.summaries[label(margin, first)]
+        for name in others:
+            runs = comparison.summaries[label(margin, name)]
+            cells = [
+                shown_difference(
+                    paired_difference(values(runs, column), values(baseline, column)),
+                    column.digits,
+                )
+                for column in columns
+            ]
+            lines.append(f"| m = {margin:g}, {name} minus {first} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    compare(parse(CompareConfig, arguments, "sphereface-plus compare"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("sphereface-plus compare", main, sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""The settings of a face recognition run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from mhe_core.training.config import TrainingConfig
+
+from sphereface_plus.head import Annealing, check_margin
+
+__all__ = ["FaceConfig"]
+
+Variant = Literal["a_softmax", "sphereface_r", "cosface", "arcface", "softmax"]
+
+
+@dataclass(kw_only=True)
+class FaceConfig(TrainingConfig):
+    """Train an embedding of faces with an angular margin and, if asked for, MHE.
+
+    Attributes:
+        data: a folder of aligned faces, Name/Name_0001.jpg; or digits, where 0 to 6 stand for the
+            people to train on and 7 to 9 for unseen ones.
+        model: sfnet4, 10, 20, 36, 64, also with _bn; inception_resnet_v1; or a timm model.
+        regularizer: of the class vectors, a registered one, or none.
+        output_weight: weight of the class vectors' energy.
+        mhe_weight: the same, by its published name.
+        hidden_regularizer: of the backbone's layers, weighted by --hidden-weight; or none.
+        regularizer_start: the step from which on energies count.
+        anchors: energy of all class vectors, or of those in the batch with all others.
+        dim: dimension of the embedding.
+        variant: of the margin: a_softmax, sphereface_r, cosface, arcface, or softmax without one.
+        margin: m; default: the variant's published one.
+        scale: s of the normalised variants.
+        annealing: schedule of a_softmax's lambda, max(minimum, base / (1 + gamma t) ^ power).
+        init: a run whose weights to start from, such as one without MHE.
+        image_size: height x width; default: the images' own.
+        flip: mirror training images at random; default: yes, except for digits.
+        validation_people: people held out of training to choose checkpoints/best.
+        test_data: a folder of other people's aligned faces, on which to verify on the way.
+        pairs: LFW's pairs.txt, or a file of its format, of --test-data.
+        optimizer: a timm optimizer; momentum is SGD without Nesterov's correction.
+        momentum: of the optimizer.
+        weight_decay: on all parameters.
+        milestones: steps at which the learning rate is divided by 10; default: a cosine.
+        warmup: fraction of the steps in which the learning rate rises to --lr.
+        eval_every: steps between two evaluations; default: a tenth of all.
+    """
+
+    default_epochs: ClassVar[int] = 20
+
+    model: str = "sfnet20"
+    output_weight: float = 1.0
+    mhe_weight: float | None = None
+    hidden_regularizer: str = "none"
+    regularizer_start: int = 0
+    anchors: Literal["all", "batch"] = "all"
+    dim: int = 512
+    variant: Variant = "a_softmax"
+    margin: float | None = None
+    scale: float = 30.0
+    annealing: Annealing = field(default_factory=Annealing)
+    init: Path | None = None
+    image_size: str | None = None
+    flip: bool | None = None
+    validation_people: int = 0
+    test_data: Path | None = None
+    pairs: Path | None = None
+    optimizer: str = "momentum"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    milestones: list[int] | None = None
+    warmup: float = 0.0
+    eval_every: int | None = None
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on other settings, then check."""
+        super().__post_init__()
+        if isinstance(self.annealing, dict):  # from config.yaml
+            self.annealing = Annealing(**self.annealing)
+        self.margin = check_margin(self.margin, self.variant)
+        if self.mhe_weight is not None:
+            if self.mhe_weight < 0:
+                raise ValueError(f"expected --mhe-weight at least 0, got {self.mhe_weight}")
+            self.output_weight = self.mhe_weight
+        if self.flip is None:
+            self.flip = self.data != "digits"
+        for name in ("dim", "eval_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"expected --{name.replace('_', '-')} above 0, got {value}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"expected --warmup at least 0 and below 1, got {self.warmup}")
+        if (self.test_data is None) != (self.pairs is None):
+            raise ValueError("expected --test-data and --pairs together, got one of them")
+        self.size  # noqa: B018  a malformed --image-size is named here
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """--image-size as height and width."""
+        if self.image_size is None:
+            return None
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", self.image_size)
+        if match is None:
+            raise ValueError(f"expected --image-size such as 112x96, got {self.image_size!r}")
+        return int(match[1]), int(match[2])
+
+    def head_options(self) -> dict[str, Any]:
+        """Options of the head."""
+        return {
+            "m": self.margin,
+            "variant": self.variant,
+            "scale": self.scale,
+            "annealing": self.annealing,
+        }

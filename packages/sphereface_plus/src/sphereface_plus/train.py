@@ -1,0 +1,238 @@
+"""``sphereface-plus train``: one embedding of faces, one run directory."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from mhe_core import NetworkRegularizer, create_regularizer, hyperspherical_energy
+from mhe_core.diagnostics import angle_statistics
+from mhe_core.training.augment import normalize, random_flip
+from mhe_core.training.batches import training_batches
+from mhe_core.training.checkpoint import CheckpointError, load_checkpoint
+from mhe_core.training.command import parse, run_command
+from mhe_core.training.loop import Batch, Loop, Stateful, make_accelerator
+from mhe_core.training.run import Run
+from mhe_core.training.seeding import seed_all
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+from sphereface_plus.config import FaceConfig
+from sphereface_plus.data import FaceSets, load_faces
+from sphereface_plus.embedding import FaceModel, verify
+from sphereface_plus.verification import roc
+
+__all__ = ["main", "train"]
+
+
+def train(config: FaceConfig) -> dict[str, Any]:
+    """Train an embedding into the run directory ``config.output``, or continue it there.
+
+    Returns:
+        The content of summary.json: ``test_accuracy`` and ``test_error`` (fractions) where there
+        are test pairs, ``class_angle`` (degrees), ``class_energy``, ….
+
+    Raises:
+        DataError: if the images cannot be trained on.
+        RunError: if the directory holds another run.
+        TrainingDiverged: if the loss is not finite.
+    """
+    data = load_faces(config)
+    accelerator = make_accelerator(config)
+    run = Run(config, main=accelerator.is_main_process)
+    if run.summary is not None:
+        return run.summary
+    record = Trainer(config, data, accelerator).loop(run)()
+    figures = {k: v for k, v in record.items() if k not in ("step", "step_seconds")}
+    figures["step_seconds"] = figures["seconds"] / figures["steps"]
+    return run.finish(figures, accelerator.device)
+
+
+class Penalty(nn.Module):
+    """The weighted energies that are added to the loss.
+
+    Args:
+        config: the run's settings.
+        model: with the head, whose class vectors are regularized, and the backbone.
+
+    Raises:
+        ValueError: if the regularizer has no anchors and they were asked for.
+    """
+
+    def __init__(self, config: FaceConfig, model: FaceModel) -> None:
+        super().__init__()
+        self.weight, self.start = config.output_weight, config.regularizer_start
+        name = None if config.regularizer == "none" else config.regularizer
+        hidden = None if config.hidden_regularizer == "none" else config.hidden_regularizer
+        self.anchored: nn.Module | None = None
+        if name is not None and config.anchors == "batch":
+            self.anchored = create_regularizer(
+                name, model.head.num_classes, model.head.dim, **config.regularizer_options
+            )
+            if "anchors" not in inspect.signature(self.anchored.forward).parameters:
+                raise ValueError(f"--anchors batch: the regularizer {name} has no anchors")
+            name = None
+        self.network = NetworkRegularizer(
+            model,
+            hidden=hidden,
+            output=name,
+            hidden_weight=config.hidden_weight,
+            output_weight=config.output_weight,
+            output_options=config.regularizer_options,
+            output_layer="head",
+        )
+
+    def forward(self, step: int, class_vectors: Tensor, labels: Tensor) -> Tensor:
+        """The penalty of a step: class vectors [C, d], labels [B] of the batch."""
+        if step < self.start:
+            return torch.zeros((), device=labels.device)
+        energy = self.network().to(labels.device)
+        if self.anchored is not None:
+            energy = energy + self.weight * self.anchored(class_vectors, anchors=labels.unique())
+        return energy
+
+
+class Trainer:
+    """Model, penalty and optimizer of one run, and the step that they take together."""
+
+    def __init__(self, config: FaceConfig, data: FaceSets, accelerator: Accelerator) -> None:
+        self.config, self.data, self.accelerator = config, data, accelerator
+        self.steps = config.total_steps(len(data.train))
+        seed_all(config.seed)
+        self.model = FaceModel(config, len(data.train.classes), data.train.size)
+        if config.init is not None:
+            start_from(config.init, self.model, data.train.classes)
+        self.model.to(accelerator.device)
+        self.penalty = Penalty(config, self.model).to(accelerator.device)
+        optimizer = create_optimizer_v2(
+            self.model,
+            opt=config.optimizer,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            filter_bias_and_bn=False,
+        )
+        self.backbone, self.head, self.optimizer = accelerator.prepare(
+            self.model.backbone, self.model.head, optimizer
+        )
+
+    def loop(self, run: Run) -> Loop:
+        """The steps of this run, over its training images."""
+        config, accelerator = self.config, self.accelerator
+        state: dict[str, Stateful] = {
+            "model": self.model,
+            "penalty": self.penalty,
+            "optimizer": self.optimizer,
+        }
+        if accelerator.scaler is not None:
+            state["scaler"] = accelerator.scaler
+        return Loop(
+            run=run,
+            accelerator=accelerator,
+            steps=self.steps,
+            batches=lambda start: training_batches(
+                self.data.train,
+                config.batch_size,
+                seed=config.seed,
+                start=start,
+                workers=config.workers,
+                device=accelerator.device,
+                rank=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+            ),
+            train_step=self.step,
+            state=state,
+            evaluate=self.evaluate,
+            evaluate_every=config.eval_every or max(1, self.steps // 10),
+            best="validation_error" if self.data.validation is not None else None,
+            facts={
+                "classes": list(self.data.train.classes),
+                "image_size": list(self.data.train.size),
+            },
+        )
+
+    def step(self, step: int, batch: Batch) -> dict[str, Tensor | float]:
+        """One optimizer step on uint8 images [B, 3, h, w] and labels [B]."""
+        pixels, labels = batch
+        images = normalize(random_flip(pixels) if self.config.flip else pixels)
+        lr = learning_rate(self.config, step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.backbone.train()
+        self.head.train()
+        self.penalty.network.update(lr)
+        penalty = self.penalty(step, self.model.head.weight, labels)
+        loss = self.head(self.backbone(images), labels)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss + penalty)
+        self.optimizer.step()
+        return {"loss": loss.detach() + penalty.detach(), "penalty": penalty, "lr": lr}
+
+    def evaluate(self) -> dict[str, float]:
+        """Verification of unseen people, and how far apart the class vectors are."""
+        figures: dict[str, float] = {}
+        for name in ("validation", "test"):
+            pairs = getattr(self.data, name)
+            if pairs is not None:
+                found = verify(self.model.backbone, pairs, self.accelerator)
+                accuracy = float(found.accuracy.mean())
+                figures[f"{name}_accuracy"] = accuracy
+                figures[f"{name}_error"] = 1 - accuracy
+                figures[f"{name}_eer"] = roc(found.scores, pairs.same).eer
+        return {**figures, **class_vector_figures(self.model.head.weight)}
+
+
+def learning_rate(config: FaceConfig, step: int, steps: int) -> float:
+    """A linear warm-up, then --milestones, or half a cosine down to 0."""
+    warmup = config.warmup * steps
+    lr = config.lr * min(1.0, (step + 1) / (warmup + 1))
+    if config.milestones is not None:
+        return lr * 0.1 ** sum(step >= milestone for milestone in config.milestones)
+    return lr * (1 + math.cos(math.pi * max(0.0, step - warmup) / (steps - warmup))) / 2
+
+
+@torch.no_grad()
+def class_vector_figures(class_vectors: Tensor) -> dict[str, float]:
+    """Smallest angle between two of them in degrees, and their full-space energy for s = 2."""
+    smallest = angle_statistics(class_vectors).smallest
+    return {
+        "class_angle": math.degrees(smallest),
+        "class_energy": float(hyperspherical_energy(class_vectors)),
+    }
+
+
+def start_from(run: Path, model: FaceModel, classes: Sequence[str]) -> None:
+    """Load the weights of a run: its backbone, and its class vectors if its people are the same.
+
+    The head's iteration comes with them, so that λ goes on from where it was, as published.
+
+    Raises:
+        CheckpointError: if the run's network is another one.
+    """
+    file = Path(run) / "checkpoints" / "best"
+    content = load_checkpoint(file)
+    saved = content["state"]["model"]
+    if content["facts"]["classes"] != list(classes):
+        print(f"{run} was trained on other people: its class vectors are not taken over")
+        own = model.state_dict()
+        saved = {key: own[key] if key.startswith("head.") else saved[key] for key in saved}
+    try:
+        model.load_state_dict(saved)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {file} do not fit this model: {error}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    train(parse(FaceConfig, arguments, "sphereface-plus train"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("sphereface-plus train", main, sys.argv[1:]))
