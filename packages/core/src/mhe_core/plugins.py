@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 GROUP = "mhe_core.regularizers"
+TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(?:\[.*\])?")  # module:object [extras]
 IN_PROCESS = "in-process"  # stands for the distribution of what register_regularizer was given
 
 Factory = Callable[..., nn.Module]
@@ -192,7 +193,7 @@ def _installed() -> tuple[_Candidate, ...]:
     found = {}
     for entry_point in entry_points(group=GROUP):
         info = _describe(entry_point)
-        found[info] = _Candidate(info, entry_point.load)
+        found[info] = _Candidate(info, functools.partial(_load, entry_point))
     return tuple(found.values())
 
 
@@ -200,11 +201,24 @@ def _describe(entry_point: EntryPoint) -> RegularizerInfo:
     metadata: Any = (entry_point.dist and entry_point.dist.metadata) or {}
     field = {key: metadata.get(key) or "" for key in ("Name", "Version", "Summary")}
     try:
-        summary = summarize(entry_point.module, entry_point.attr, default=field["Summary"])
-    except AttributeError:  # importlib.metadata could not parse the target
-        summary = f"broken: expected a target of the form module:object, got {entry_point.value!r}"
+        summary = summarize(*_module_and_object(entry_point), default=field["Summary"])
+    except ValueError as error:
+        summary = f"broken: {error}"
     name = field["Name"] or "unnamed distribution"
     return RegularizerInfo(entry_point.name, name, field["Version"], entry_point.value, summary)
+
+
+def _load(entry_point: EntryPoint) -> Any:
+    _module_and_object(entry_point)
+    return entry_point.load()
+
+
+def _module_and_object(entry_point: EntryPoint) -> tuple[str, str]:
+    """Checked here, because each version of Python has another error for a malformed target."""
+    match = TARGET.fullmatch(entry_point.value)
+    if match is None:
+        raise ValueError(f"expected a target of the form module:object, got {entry_point.value!r}")
+    return match[1], match[2]
 
 
 def _find(name: str) -> _Candidate:
