@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +22,7 @@ from mhe_core.training.augment import normalize, random_crop, random_flip
 from mhe_core.training.images import ImageSet
 from mhe_core.training.loop import make_accelerator
 from mhe_core.training.run import Run
+from mhe_core.training.timing import Ratio, interleaved, report
 
 REGULARIZERS = {
     "none": {},
@@ -62,19 +59,14 @@ def main() -> None:
             )
             steps[name] = our_step(config, images)
         times = interleaved(steps, arguments.rounds)
-    rows = [
-        ratio("the loop, over bare PyTorch", times["none"], times["bare PyTorch"], "≤ 1.05"),
-        ratio("mhe, over none", times["mhe"], times["none"], "≤ 1.03"),
-        ratio("half_mhe, over none", times["half_mhe"], times["none"], "≤ 1.03"),
-        ratio("comhe_random 20×40, over none", times["comhe_random"], times["none"], "≤ 1.12"),
+    ratios = [
+        Ratio("the loop, over bare PyTorch", "none", "bare PyTorch", "≤ 1.05"),
+        Ratio("mhe, over none", "mhe", "none", "≤ 1.03"),
+        Ratio("half_mhe, over none", "half_mhe", "none", "≤ 1.03"),
+        Ratio("comhe_random 20×40, over none", "comhe_random", "none", "≤ 1.12"),
     ]
-    print(f"vgg9, width {arguments.width}, batch {arguments.batch_size}, float32, {hardware()}")
-    print("| step | ratio (median) | quartiles | aim |\n|---|---|---|---|")
-    for row in rows:
-        print(f"| {row['name']} | {row['median']:.3f} | {row['quartiles']} | {row['aim']} |")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"hardware": hardware(), "torch": torch.__version__, "rows": rows, "seconds": times}
-    arguments.output.write_text(json.dumps(content, indent=2) + "\n")
+    title = f"vgg9, width {arguments.width}, batch {arguments.batch_size}, float32"
+    report(title, ratios, times, arguments.output)
 
 
 def bare_step(images: ImageSet, width: float, batch_size: int) -> Callable[[], None]:
@@ -101,32 +93,6 @@ def our_step(config: ClassificationConfig, images: ImageSet) -> Callable[[], Non
     loop = Trainer(config, Splits(images, None, images), accelerator).loop(Run(config))
     batches, numbers = loop.batches(0), itertools.count()
     return lambda: loop.advance(next(numbers), next(batches))
-
-
-def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 2):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number >= 2:  # after the warm-up
-                times[name].append(time.perf_counter() - began)
-    return times
-
-
-def ratio(name: str, times: list[float], reference: list[float], aim: str) -> dict[str, object]:
-    ratios = [a / b for a, b in zip(times, reference, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    quartiles = f"{low:.3f} to {high:.3f}"
-    return {"name": name, "median": statistics.median(ratios), "quartiles": quartiles, "aim": aim}
-
-
-def hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

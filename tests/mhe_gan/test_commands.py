@@ -1,0 +1,155 @@
+"""The commands beside train, on real runs: sample, test, compare."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mhe_core.training.checkpoint import CheckpointError
+from mhe_core.training.run import RunError
+from mhe_gan.sample import draw_noise, interpolated_noise, load_generator
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A classifier of digits, trained by the command of the other application."""
+    path = tmp_path_factory.mktemp("classifier") / "run"
+    program = Path(sys.executable).with_name("mhe-classification")
+    arguments = ["train", "--output", path, "--width", "0.125", "--steps", "20", "--device", "cpu"]
+    subprocess.run([str(x) for x in (program, *arguments)], check=True, capture_output=True)
+    return path
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_sample_grid_and_single_images(trained, tmp_path, run_command, run_process):
+    run_process("sample", trained, "--num", 9, "--seed", 3, "--output", tmp_path / "grid.png")
+    run_command("sample", trained, "--num", 9, "--seed", 3, "--output", tmp_path / "single")
+    grid = pixels(tmp_path / "grid.png")
+    assert grid.shape == (3 * 34 + 2, 3 * 34 + 2, 3)
+    files = sorted((tmp_path / "single").iterdir())
+    assert [file.name for file in files] == [f"{i:06d}.png" for i in range(9)]
+    for i, file in enumerate(files):
+        row, column = divmod(i, 3)
+        top, left = 34 * row + 2, 34 * column + 2
+        assert np.array_equal(pixels(file), grid[top : top + 32, left : left + 32])
+    run_command("sample", trained, "--seed", 0, "--output", tmp_path / "same.png")
+    assert np.array_equal(
+        pixels(tmp_path / "same.png"), pixels(trained / "samples" / "step000024.png")
+    )
+
+
+def test_sample_interpolates_between_two_noises(trained, tmp_path, run_command):
+    arguments = ("--num", 10, "--interpolate", 5, "--output", tmp_path / "rows.png")
+    run_command("sample", trained, *arguments)
+    assert pixels(tmp_path / "rows.png").shape == (2 * 34 + 2, 5 * 34 + 2, 3)
+
+    noise = interpolated_noise(10, 5, seed=4).view(2, 5, 128)
+    ends = draw_noise(4, seed=4)
+    torch.testing.assert_close(noise[:, 0], ends[:2])
+    torch.testing.assert_close(noise[:, -1], ends[2:])
+    lengths = noise.norm(dim=-1)
+    between = (lengths[:, :1].minimum(lengths[:, -1:]), lengths[:, :1].maximum(lengths[:, -1:]))
+    assert (lengths >= between[0] - 1e-4).all()
+    assert (lengths <= between[1] + 1e-4).all()
+    directions = noise / lengths[..., None]
+    angles = torch.acos((directions[:, 1:] * directions[:, :-1]).sum(-1))
+    torch.testing.assert_close(angles, angles[:, :1].expand(2, 4), atol=1e-3, rtol=0)
+
+
+def test_average_and_raw_generators_differ(trained):
+    noise = draw_noise(2, 0)
+    average, _, step = load_generator(trained)
+    raw, _, _ = load_generator(trained, average=False)
+    assert step == 24
+    assert not torch.allclose(average(noise), raw(noise))
+
+
+def test_what_is_no_run(trained, tmp_path, run_command):
+    with pytest.raises(RunError, match="expected a run directory"):
+        load_generator(tmp_path)
+    with pytest.raises(FileNotFoundError, match="expected a checkpoint at"):
+        load_generator(trained, "other")
+    broken = tmp_path / "run"
+    (broken / "checkpoints").mkdir(parents=True)
+    (broken / "config.yaml").write_text((trained / "config.yaml").read_text())
+    content = (trained / "checkpoints" / "last").read_bytes()
+    (broken / "checkpoints" / "last").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_generator(broken)
+    done = run_command("sample", broken, "--output", tmp_path / "x.png", ok=False)
+    assert "truncated" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_test_scores_the_final_generator_with_a_classifier(trained, classifier, run_process):
+    arguments = ("--num-samples", 40, "--feature-extractor", classifier, "--reference", "test")
+    done = run_process("test", trained, *arguments)
+    report = json.loads((trained / "test.json").read_text())
+    assert json.loads(done.stdout) == report
+    assert "best" not in report  # no score has chosen one
+    assert report["final"]["step"] == 24
+    assert 1 <= report["final"]["inception_score"] <= 10
+    assert report["final"]["fid"] > 0
+    assert report["reference"] == "360 test images"
+    assert report["extractor"] == str(classifier)
+    assert 1 < report["real_inception_score"] <= 10
+
+
+def test_scores_while_it_trains_choose_the_best(tmp_path, classifier, run_command):
+    run = tmp_path / "run"
+    run_command(
+        "train", "--output", run, "--score-every", 10, "--best-by", "fid", "--num-samples", 30,
+        "--feature-extractor", classifier,
+    )  # fmt: skip
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    fids = {record["step"]: record["fid"] for record in records if "fid" in record}
+    assert list(fids) == [10, 20, 24]
+    run_command("test", run, "--num-samples", 30, "--feature-extractor", classifier)
+    report = json.loads((run / "test.json").read_text())
+    assert report["best_chosen_by"] == "fid while it trained"
+    best = min(fids, key=fids.get)
+    assert report["best"]["step"] == best
+    assert report["best"]["fid"] == pytest.approx(fids[best], rel=1e-4)
+    assert report["final"]["fid"] == pytest.approx(fids[24], rel=1e-4)
+
+
+def test_compare_makes_a_table_samples_and_curves(tmp_path, classifier, run_command, run_process):
+    arguments = (
+        "compare", "--output", tmp_path / "compare", "--models", "baseline,mhe,mhe+sn",
+        "--seeds", "0,1", "--steps", 6, "--log-every", 3, "--width", 0.0625, "--batch-size", 16,
+        "--num-samples", 30, "--feature-extractor", classifier, "--device", "cpu",
+    )  # fmt: skip
+    done = run_process(*arguments)
+    table = (tmp_path / "compare" / "table.md").read_text()
+    assert table in done.stdout
+    rows = json.loads((tmp_path / "compare" / "table.json").read_text())["methods"]
+    assert list(rows) == ["baseline", "mhe", "mhe+sn"]
+    for label, weight in (("mhe", 2e-6), ("mhe+sn", 2e-7)):
+        assert len(rows[label]["runs"]) == 2
+        config = (tmp_path / "compare" / label / "seed1" / "config.yaml").read_text()
+        assert float(config.split("hidden_weight: ")[1].split()[0]) == weight
+    assert rows["mhe"]["largest_singular_value"]["mean"] > 0
+    with Image.open(tmp_path / "compare" / "samples.png") as picture:
+        assert picture.width > 2.5 * picture.height
+    assert (tmp_path / "compare" / "curves.png").exists()
+
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "compare").rglob("*.json")}
+    again = run_command(*arguments)
+    assert table in again.stdout
+    changed = {p.name for p, at in before.items() if p.stat().st_mtime_ns != at}
+    assert changed == {"table.json"}  # complete runs are neither trained nor scored again
+
+
+def test_unknown_models_and_commands(run_command, tmp_path):
+    done = run_command("compare", "--models", "sn,wgan", ok=False)
+    assert "expected --models of baseline, sn, mhe, mhe+sn, got wgan" in done.stderr
+    done = run_command("sample", tmp_path, "--output", tmp_path / "x.png", "--num", 0, ok=False)
+    assert "expected --num and --batch-size above 0" in done.stderr

@@ -1,0 +1,263 @@
+import copy
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import mhe_gan.train
+import numpy as np
+import pytest
+import torch
+from mhe_core.training.checkpoint import load_checkpoint
+from mhe_core.training.images import DataError
+from mhe_core.training.loop import TrainingDiverged
+from mhe_core.training.seeding import seed_all
+from mhe_gan.config import GANConfig
+from mhe_gan.losses import discriminator_loss, generator_loss
+from mhe_gan.train import train
+from PIL import Image
+from torch import nn
+
+
+def state_of(run, name="last"):
+    return load_checkpoint(run / "checkpoints" / name)
+
+
+def flattened(content, prefix=""):
+    if isinstance(content, dict):
+        items = content.items()
+    elif isinstance(content, (list, tuple)):
+        items = enumerate(content)
+    else:
+        return {prefix: content}
+    return {k: v for key, part in items for k, v in flattened(part, f"{prefix}/{key}").items()}
+
+
+def without_seconds(run):
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if not k.endswith("_seconds")} for r in records]
+
+
+def test_one_step_is_what_it_says(make_trainer):
+    """The step against one written out with the networks and torch's optimizers alone."""
+    trainer, (pixels, labels) = make_trainer(spectral_norm=False, regularizer="none", ema=0.9)
+    g, d = copy.deepcopy(trainer.generator), copy.deepcopy(trainer.discriminator)
+    optimizers = [torch.optim.Adam(n.parameters(), lr=1e-4, betas=(0.5, 0.999)) for n in (g, d)]
+    average = [p.clone() for p in g.parameters()]
+    for step in range(3):
+        seed_all(0, step)
+        metrics = trainer.step(step, (pixels, labels))
+
+        seed_all(0, step)
+        loss_g = generator_loss(d(g(torch.randn(8, 128))))
+        optimizers[0].zero_grad()
+        loss_g.backward()
+        optimizers[0].step()
+        fake = g(torch.randn(8, 128)).detach()
+        loss_d = discriminator_loss(d(pixels / 127.5 - 1), d(fake))
+        optimizers[1].zero_grad()
+        loss_d.backward()
+        optimizers[1].step()
+        assert metrics["generator_loss"].item() == pytest.approx(loss_g.item(), rel=1e-5)
+        assert metrics["discriminator_loss"].item() == pytest.approx(loss_d.item(), rel=1e-5)
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = [
+            decay * a + (1 - decay) * p for a, p in zip(average, g.parameters(), strict=True)
+        ]
+    for ours, theirs in ((trainer.generator, g), (trainer.discriminator, d)):
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert (a - b).abs().mean() < 1e-5  # Adam has moved them by about 3e-4
+    for a, b in zip(trainer.average.parameters(), average, strict=True):
+        assert (a - b).abs().mean() < 1e-5
+    for a, b in zip(trainer.average.buffers(), trainer.generator.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_average_leaves_spectral_norms_vectors_as_they_are():
+    torch.manual_seed(0)
+    network = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5))
+    average = copy.deepcopy(network)
+    for step in range(5):
+        network(torch.randn(2, 6))
+        mhe_gan.train.update_average(average, network, 0.9, step)
+    for mean, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        assert torch.equal(mean, buffer)  # unit vectors: their mean would not be one
+
+
+def test_discriminator_steps_per_generator_step(make_trainer):
+    trainer, batch = make_trainer(n_dis=3)
+    trainer.step(0, batch)
+    assert trainer.discriminator_optimizer.state_dict()["state"][0]["step"] == 3
+    assert trainer.generator_optimizer.state_dict()["state"][0]["step"] == 1
+    config = GANConfig(output="x", n_dis=2, epochs=4, batch_size=8)
+    assert config.total_steps(80) == 20  # of which each takes 16 of the 4 · 80 images
+
+
+@pytest.mark.parametrize("settings", [{"loss": "hinge"}, {"amp": "bf16"}, {"ema": 0}])
+def test_variants_train(make_trainer, settings):
+    trainer, batch = make_trainer(**settings)
+    before = [p.clone() for p in trainer.generator.parameters()]
+    metrics = trainer.step(0, batch)
+    assert all(math.isfinite(float(value)) for value in metrics.values())
+    assert all(
+        not torch.equal(a, b) for a, b in zip(before, trainer.generator.parameters(), strict=True)
+    )
+
+
+def test_a_run_directory(trained):
+    records = without_seconds(trained)
+    assert [record["step"] for record in records] == [5, 10, 15, 20, 24]
+    layers = [f"singular_value.features.{i}" for i in range(0, 14, 2)]
+    figures = {"loss", "generator_loss", "discriminator_loss", "penalty", "discriminator_energy"}
+    assert figures | {*layers, "singular_value.output"} <= set(records[0])
+    assert records[0]["penalty"] != 0
+    grids = sorted(path.name for path in (trained / "samples").iterdir())
+    assert grids == ["step000008.png", "step000016.png", "step000024.png"]
+    with Image.open(trained / "samples" / grids[-1]) as grid:
+        assert grid.size == (274, 274)  # eight times 32 pixels, with two around each
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["steps"] == 24
+    assert summary["seed"] == 0
+    assert "mhe-gan" in summary
+
+
+def test_killed_and_resumed_it_ends_the_same(tmp_path, trained, command):
+    run, moments = tmp_path / "run", random.Random(1)
+    arguments = command("train", "--output", run, "--resume")
+    kills = 0
+    while kills < 2:
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        before = (run / "checkpoints" / "last").exists()
+        while process.poll() is None and not (run / "checkpoints" / "last").exists():
+            time.sleep(0.01)
+        if before:
+            time.sleep(moments.uniform(3, 6))  # somewhere in its imports or its steps
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL or 2
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert without_seconds(run) == without_seconds(trained)
+    ours, theirs = (flattened(state_of(path)["state"]) for path in (run, trained))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(ours[name], value), name
+        else:
+            assert ours[name] == value, name
+    for grid in (trained / "samples").iterdir():
+        assert (run / "samples" / grid.name).read_bytes() == grid.read_bytes()
+
+
+def test_another_model_is_not_resumed(trained, run_command):
+    done = run_command("train", "--output", trained, "--resume", "--no-spectral-norm", ok=False)
+    assert "was started with other settings" in done.stderr
+
+
+PROCESSES = """
+import sys, torch
+from accelerate.utils import gather_object
+from mhe_core.training.loop import make_accelerator
+from mhe_core.training.run import Run
+from mhe_gan.config import GANConfig
+from mhe_gan.data import load_split
+from mhe_gan.train import Trainer
+
+config = GANConfig(
+    output=sys.argv[1], width=0.0625, batch_size=16, n_dis=2, steps=4, log_every=2, device="cpu"
+)
+accelerator = make_accelerator(config)
+assert accelerator.num_processes == 2
+run = Run(config, main=accelerator.is_main_process)
+accelerator.wait_for_everyone()
+trainer = Trainer(config, load_split(config, "train"), accelerator)
+record = trainer.loop(run)()
+for network in (trainer.generator, trainer.discriminator, trainer.average):
+    mine = torch.cat([p.detach().flatten() for p in network.parameters()])
+    first, second = gather_object([mine])
+    assert torch.equal(first, second)
+noises = gather_object([trainer._noise(2)])
+assert not torch.equal(*noises)  # each process draws its own
+if accelerator.is_main_process:
+    run.finish(record, accelerator.device)
+"""
+
+
+def test_two_processes_keep_the_same_weights(tmp_path):
+    (tmp_path / "program.py").write_text(PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "program.py"), str(tmp_path / "run")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [record["step"] for record in without_seconds(tmp_path / "run")] == [2, 4]
+    assert (tmp_path / "run" / "samples" / "step000004.png").exists()
+
+
+def config_of(path, **settings):
+    tiny = {"width": 0.0625, "batch_size": 16, "device": "cpu", "log_every": 100}
+    return GANConfig(output=path, **{**tiny, **settings})
+
+
+def test_a_loss_that_is_not_finite_stops_it_and_keeps_the_last_good_state(tmp_path, monkeypatch):
+    def breaks_at_seven(real, fake, kind, calls=[]):  # noqa: B006
+        calls.append(1)
+        return discriminator_loss(real, fake, kind) * (math.nan if len(calls) > 6 else 1)
+
+    monkeypatch.setattr(mhe_gan.train, "discriminator_loss", breaks_at_seven)
+    with pytest.raises(TrainingDiverged, match="not finite at step 10"):
+        train(config_of(tmp_path, steps=20, checkpoint_every=5))
+    assert state_of(tmp_path)["step"] == 5
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_discriminator_without_mistakes_stops_it(tmp_path, monkeypatch):
+    def wins_from_thirteen(real, fake, kind, calls=[]):  # noqa: B006
+        calls.append(1)
+        return discriminator_loss(real, fake, kind) * (0 if len(calls) > 12 else 1)
+
+    monkeypatch.setattr(mhe_gan.train, "discriminator_loss", wins_from_thirteen)
+    with pytest.raises(TrainingDiverged, match=r"below 0\.001 for 8 steps up to step 20"):
+        train(config_of(tmp_path, steps=40, checkpoint_every=5))
+    assert state_of(tmp_path)["step"] == 15
+    assert state_of(tmp_path, "previous")["step"] == 10  # before the first such step
+
+
+def test_images_of_another_size(tmp_path, run_command):
+    for split in ("train", "test"):
+        folder = tmp_path / "images" / split / "a"
+        folder.mkdir(parents=True)
+        for i in range(20):
+            pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    config = config_of(tmp_path / "run", data=str(tmp_path / "images"), steps=2)
+    with pytest.raises(DataError, match="give --image-size"):
+        train(config)
+    config = config_of(tmp_path / "run", data=str(tmp_path / "images"), steps=2, image_size=48)
+    train(config)
+    with Image.open(tmp_path / "run" / "samples" / "step000002.png") as grid:
+        assert grid.size == (8 * 50 + 2, 8 * 50 + 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_dis": 0}, "--n-dis at least 1"),
+        ({"score_every": 0}, "--score-every at least 1"),
+        ({"ema": 1.0}, "--ema at least 0 and below 1"),
+        ({"generator_weight": -1}, "--generator-weight at least 0"),
+        ({"num_samples": 3}, "--num-samples at least 10"),
+        ({"steps": 5, "epochs": 2}, "--steps or --epochs"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        GANConfig(output="x", **settings)
+
+
+def test_the_published_length_is_the_default():
+    assert GANConfig(output="x").total_steps(1000) == 200_000
+    assert GANConfig(output="x", epochs=2).total_steps(640) == 20
