@@ -35,6 +35,7 @@ class FaceConfig(TrainingConfig):
         margin: m; default: the variant's published one.
         scale: s of the normalised variants.
         annealing: schedule of a_softmax's lambda, max(minimum, base / (1 + gamma t) ^ power).
+        shard_classes: each process holds a part of the class vectors, for very many classes.
         init: a run whose weights to start from, such as one without MHE.
         image_size: height x width; default: the images' own.
         flip: mirror training images at random; default: yes, except for digits.
@@ -62,6 +63,7 @@ class FaceConfig(TrainingConfig):
     margin: float | None = None
     scale: float = 30.0
     annealing: Annealing = field(default_factory=Annealing)
+    shard_classes: bool = False
     init: Path | None = None
     image_size: str | None = None
     flip: bool | None = None
@@ -93,6 +95,8 @@ class FaceConfig(TrainingConfig):
                 raise ValueError(f"expected --{name.replace('_', '-')} above 0, got {value}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"expected --warmup at least 0 and below 1, got {self.warmup}")
+        if self.shard_classes and self.amp == "fp16":
+            raise ValueError("--shard-classes goes with --amp no or bf16, got fp16")
         if (self.test_data is None) != (self.pairs is None):
             raise ValueError("expected --test-data and --pairs together, got one of them")
         self.size  # noqa: B018  a malformed --image-size is named here

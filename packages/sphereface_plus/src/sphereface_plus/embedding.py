@@ -20,6 +20,7 @@ from sphereface_plus.backbones import create_backbone
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.head import SphereFaceHead
 from sphereface_plus.pairs import PairSet
+from sphereface_plus.sharded import ShardedSphereFaceHead
 from sphereface_plus.verification import FoldResult, ten_fold
 
 __all__ = ["EMBEDDERS", "FaceModel", "embed", "load_embedder", "load_run", "verify"]
@@ -42,12 +43,20 @@ class FaceModel(nn.Module):
         config: the run's settings.
         num_classes: people to train on.
         size: height and width of the images.
+        sharded: share the class vectors out over the processes.
     """
 
-    def __init__(self, config: FaceConfig, num_classes: int, size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        config: FaceConfig,
+        num_classes: int,
+        size: tuple[int, int],
+        sharded: bool = False,
+    ) -> None:
         super().__init__()
         self.backbone = create_backbone(config.model, config.dim, size, config.width)
-        self.head = SphereFaceHead(config.dim, num_classes, **config.head_options())
+        head = ShardedSphereFaceHead if sharded else SphereFaceHead
+        self.head = head(config.dim, num_classes, **config.head_options())
 
 
 def load_run(run: Path, checkpoint: str = "best") -> tuple[FaceModel, FaceConfig, dict[str, Any]]:

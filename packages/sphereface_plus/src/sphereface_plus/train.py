@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,11 @@ from torch import Tensor, nn
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.data import FaceSets, load_faces
 from sphereface_plus.embedding import FaceModel, verify
+from sphereface_plus.sharded import (
+    ShardedSphereFaceHead,
+    gather_optimizer_state,
+    loss_parallel,
+)
 from sphereface_plus.verification import roc
 
 __all__ = ["main", "train"]
@@ -105,7 +112,9 @@ class Trainer:
         self.config, self.data, self.accelerator = config, data, accelerator
         self.steps = config.total_steps(len(data.train))
         seed_all(config.seed)
-        self.model = FaceModel(config, len(data.train.classes), data.train.size)
+        self.model = FaceModel(
+            config, len(data.train.classes), data.train.size, config.shard_classes
+        )
         if config.init is not None:
             start_from(config.init, self.model, data.train.classes)
         self.model.to(accelerator.device)
@@ -118,9 +127,14 @@ class Trainer:
             momentum=config.momentum,
             filter_bias_and_bn=False,
         )
-        self.backbone, self.head, self.optimizer = accelerator.prepare(
-            self.model.backbone, self.model.head, optimizer
-        )
+        self.backbone, self.optimizer = accelerator.prepare(self.model.backbone, optimizer)
+        self.loss_context: Callable[[], AbstractContextManager] = contextlib.nullcontext
+        if isinstance(self.model.head, ShardedSphereFaceHead):
+            self.head: nn.Module = self.model.head
+            self.loss_context = loss_parallel
+            gather_optimizer_state(optimizer, self.model.head)
+        else:
+            self.head = accelerator.prepare(self.model.head)
 
     def loop(self, run: Run) -> Loop:
         """The steps of this run, over its training images."""
@@ -168,9 +182,13 @@ class Trainer:
         self.head.train()
         self.penalty.network.update(lr)
         penalty = self.penalty(step, self.model.head.weight, labels)
-        loss = self.head(self.backbone(images), labels)
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss + penalty)
+        with self.loss_context():
+            embeddings = self.backbone(images)
+            if self.config.shard_classes:  # of the loss of all processes' images, to be averaged
+                embeddings.register_hook(lambda g: g * self.accelerator.num_processes)
+            loss = self.head(embeddings, labels)
+            self.accelerator.backward(loss + penalty)
         self.optimizer.step()
         return {"loss": loss.detach() + penalty.detach(), "penalty": penalty, "lr": lr}
 
@@ -185,6 +203,8 @@ class Trainer:
                 figures[f"{name}_accuracy"] = accuracy
                 figures[f"{name}_error"] = 1 - accuracy
                 figures[f"{name}_eer"] = roc(found.scores, pairs.same).eer
+        if self.config.shard_classes:
+            return figures
         return {**figures, **class_vector_figures(self.model.head.weight)}
 
 

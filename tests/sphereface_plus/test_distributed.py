@@ -1,0 +1,82 @@
+"""Two processes against one: the same batches, the same weights, whole or sharded class vectors."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from mhe_core.training.checkpoint import load_checkpoint
+from sphereface_plus.config import FaceConfig
+from sphereface_plus.train import train
+
+SETTINGS = {"model": "sfnet4", "width": 0.1, "dim": 8, "lr": 0.05, "batch_size": 32, "steps": 9}
+SETTINGS |= {"checkpoint_every": 3, "eval_every": 3, "log_every": 3, "device": "cpu"}
+SETTINGS |= {"annealing": {"gamma": 1.0}}
+
+
+def torchrun(*arguments):
+    """Two gloo processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A start, and a run from there in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    train(FaceConfig(output=folder / "start", **{**SETTINGS, "steps": 2}))
+    train(FaceConfig(output=folder / "run", init=folder / "start", **SETTINGS))
+    return folder
+
+
+def flags(settings):
+    flat = {**settings, "annealing.gamma": settings["annealing"]["gamma"]}
+    return [f"--{k.replace('_', '-')}={v}" for k, v in flat.items() if k != "annealing"]
+
+
+def assert_alike(run, expected_run):
+    found, expected = (load_checkpoint(r / "checkpoints" / "last") for r in (run, expected_run))
+    assert found["step"] == expected["step"] == 9
+    for part in ("model", "optimizer"):
+        torch.testing.assert_close(
+            found["state"][part], expected["state"][part], rtol=1e-3, atol=2e-5
+        )
+    losses = [
+        [json.loads(line)["loss"] for line in (r / "metrics.jsonl").read_text().splitlines()]
+        for r in (run, expected_run)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_train_as_one_does(one, tmp_path, sharded):
+    run = tmp_path / "two"
+    command = ["-m", "sphereface_plus.train", *flags(SETTINGS), "--init", one / "start"]
+    command += ["--output", run, *(["--shard-classes"] if sharded else [])]
+    result = torchrun(*command)
+    assert result.returncode == 0, result.stderr
+    assert_alike(run, one / "run")
+    if not sharded:
+        return
+    # Back to the checkpoint of step 6, in a folder that looks interrupted, and on from there.
+    (run / "checkpoints" / "last").unlink()
+    (run / "checkpoints" / "best").unlink()
+    (run / "checkpoints" / "previous").rename(run / "checkpoints" / "last")
+    (run / "summary.json").unlink()
+    assert load_checkpoint(run / "checkpoints" / "last")["step"] == 6
+    result = torchrun(*command, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert_alike(run, one / "run")
+
+
+def test_sharding_needs_processes_and_classes_for_each(tmp_path):
+    with pytest.raises(ValueError, match="several processes"):
+        train(FaceConfig(output=tmp_path, shard_classes=True, **SETTINGS))
