@@ -7,7 +7,7 @@ to preserve the angles between neurons; or, as an adversary, to bring the neuron
 picks groups of dimensions.
 
 This file is the mathematics: how projections are drawn, applied and trained. What happens when in
-a training run is in :mod:`mhe_core.comhe`.
+a training run is in :mod:`mhe_core.comhe` and :mod:`mhe_core.learned_comhe`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mhe_core.energy import directions
 
@@ -116,10 +117,10 @@ def dimension_groups(dim: int, num_groups: int, group_dim: int, seed: int) -> Te
     disjoint = dim // group_dim
     rounds = -(-num_groups // disjoint)
     cuts = [
-        torch.randperm(dim, generator=generator)[: disjoint * group_dim].view(disjoint, group_dim)
+        torch.randperm(dim, generator=generator, device="cpu")[: disjoint * group_dim]
         for _ in range(rounds)
     ]
-    return torch.cat(cuts)[:num_groups]
+    return torch.cat(cuts).view(-1, group_dim)[:num_groups]
 
 
 def angle_objective(neurons: Tensor, convention: str) -> Callable[[Tensor], Tensor]:
@@ -156,8 +157,8 @@ def cosine_matrix(neurons: Tensor, convention: str) -> Tensor:
     """
     if convention == "paper":
         u = directions(neurons)
-    else:
-        u = neurons / (neurons.square().sum(-1, keepdim=True) + 1e-4).sqrt()
+    else:  # the smoothed length is that of the neuron with one more entry
+        u = directions(pad(neurons, (0, 1), value=1e-2))[..., :-1]
     return u @ u.mT
 
 
