@@ -68,8 +68,7 @@ class SFNet(nn.Module):
         self.stages = nn.Sequential(*layers)
         height, breadth = (-(-side // 16) for side in image_size)  # halved four times, rounded up
         self.embedding = nn.Linear(before * height * breadth, dim)
-        nn.init.kaiming_normal_(self.embedding.weight, nonlinearity="linear")
-        nn.init.zeros_(self.embedding.bias)
+        initialize(self.embedding, residual=False)
         self.norm = nn.BatchNorm1d(dim) if batch_norm else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,15 +94,27 @@ class Residual(nn.Module):
 def convolution(
     before: int, after: int, stride: int, batch_norm: bool, residual: bool = False
 ) -> nn.Sequential:
-    """3×3 convolution, batch norm if wanted, PReLU."""
-    conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=not batch_norm)
-    nn.init.kaiming_normal_(conv.weight, a=0.25)  # the slope that PReLU starts with
+    """3×3 convolution, batch norm if wanted, PReLU; as published, residual ones have no bias."""
+    bias = not batch_norm and not residual
+    conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=bias)
     if batch_norm:
+        nn.init.kaiming_normal_(conv.weight, a=0.25)  # the slope that PReLU starts with
         return nn.Sequential(conv, nn.BatchNorm2d(after), nn.PReLU(after))
-    if residual:  # nothing else keeps the sum's scale: start near the identity, as published
-        nn.init.normal_(conv.weight, std=0.01)
-    nn.init.constant_(conv.get_parameter("bias"), 0)
+    initialize(conv, residual)
     return nn.Sequential(conv, nn.PReLU(after))
+
+
+def initialize(layer: nn.Conv2d | nn.Linear, residual: bool) -> None:
+    """The published initial weights: of variance 1/fan_in, residual ones of deviation 0.01.
+
+    Without batch norm these small residuals keep the scale of their sums at first.
+    """
+    if residual:
+        nn.init.normal_(layer.weight, std=0.01)
+    else:
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def create_backbone(

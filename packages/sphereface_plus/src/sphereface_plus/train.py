@@ -163,7 +163,7 @@ class Trainer:
             train_step=self.step,
             state=state,
             evaluate=self.evaluate,
-            evaluate_every=config.eval_every or max(1, self.steps // 10),
+            evaluate_every=config.eval_every or -(-self.steps // 10),
             best="validation_error" if self.data.validation is not None else None,
             facts={
                 "classes": list(self.data.train.classes),
