@@ -148,6 +148,15 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         train(tiny(tmp_path / "b", width=0.125))
 
 
+def test_bfloat16_follows_float32(tmp_path):
+    runs = {amp: tmp_path / amp for amp in ("no", "bf16")}
+    for amp, path in runs.items():
+        train(tiny(path, amp=amp, steps=5, log_every=1, eval_every=5))
+    for a, b in zip(*(figures(path) for path in runs.values()), strict=True):
+        assert a["loss"] != b["loss"]
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.05)
+
+
 def test_a_complete_run_is_not_trained_again(tmp_path):
     first = train(tiny(tmp_path / "run", steps=4))
     assert train(tiny(tmp_path / "run", steps=4)) == first

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -47,6 +48,7 @@ class Stateful(Protocol):
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """Device, mixed precision and processes, as the flags and the launcher say."""
+    AcceleratorState._reset_state()  # runs of one process may differ in precision
     if config.device not in ("auto", "cpu"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = config.device
     return Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
