@@ -5,11 +5,13 @@ Those whose projection is trained are in :mod:`mhe_core.learned_comhe`.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from mhe_core.energy import directions, working_copy
+from mhe_core.energy import working_copy
 from mhe_core.projections import dimension_groups, draw_gaussian_, project, select
 from mhe_core.regularizers import MHE
 
@@ -106,14 +108,14 @@ class CoMHE(MHE):
         self.seed = int(seed)
 
     def unprojected(self, neurons: Tensor) -> Tensor:
-        """The neurons before projection, at a length at which this cannot overflow.
+        """The neurons, with lengths at which a projection neither overflows nor vanishes.
 
-        By the definition only their directions count; the published programs' smoothing of lengths
-        makes no difference to long neurons.
+        By the definition lengths do not count; the published programs' smoothing of lengths makes
+        no difference to long neurons. So the factor counts as a constant.
         """
+        largest = torch.linalg.vector_norm(neurons.detach(), math.inf, dim=-1, keepdim=True)
         if self.convention == "paper":
-            return directions(neurons)
-        largest = neurons.detach().abs().amax(-1, keepdim=True)
+            return neurons / largest.masked_fill(largest == 0, 1.0)
         return neurons / (largest / LONG).clamp_min(1.0)
 
     def check_dim(self, neurons: Tensor) -> None:
