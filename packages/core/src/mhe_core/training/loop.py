@@ -167,7 +167,8 @@ class Loop:
                 self._lowest = chosen_by
                 self._write("best", taken)
         self.run.log(record)
-        shown = {k: v for k, v in record.items() if k != "step" and not k.endswith("_seconds")}
+        hidden = ("step", "step_seconds")  # and, with a dot in their names, single layers' figures
+        shown = {k: v for k, v in record.items() if k not in hidden and "." not in k}
         if evaluated and self.accelerator.is_main_process:
             figures = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             tqdm.write(f"step {taken}/{self.steps}  {figures}", file=sys.stdout)
