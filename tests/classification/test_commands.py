@@ -67,7 +67,8 @@ def test_compare_writes_table_and_curves_and_keeps_complete_runs(tmp_path):
     assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| none", "| mhe"]
     content = json.loads((tmp_path / "table.json").read_text())
     assert [run["seed"] for run in content["methods"]["mhe"]["runs"]] == [0, 1]
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    for picture in ("curves.png", "angles.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
     (tmp_path / "mhe/seed1/summary.json").unlink()
     weights = tmp_path / "none/seed0/checkpoints/last"
     before = weights.stat().st_mtime_ns

@@ -7,12 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from mhe_core.training.checkpoint import load_checkpoint
 from mhe_core.training.command import parse, run_command
-from mhe_core.training.compare import Column, comma_separated, compare_runs, write_table
+from mhe_core.training.compare import (
+    Column,
+    Comparison,
+    comma_separated,
+    compare_runs,
+    write_table,
+)
 from mhe_core.training.plots import Panel, plot_curves
+from mhe_core.training.run import read_config
+from torch import nn
 
+from mhe_classification.angles import plot_angles
 from mhe_classification.config import ClassificationConfig
-from mhe_classification.train import train
+from mhe_classification.test import load_classifier
+from mhe_classification.train import new_model, train
 
 __all__ = ["CompareConfig", "compare", "main"]
 
@@ -47,7 +58,7 @@ class CompareConfig(ClassificationConfig):
 
 
 def compare(config: CompareConfig) -> str:
-    """Train what is not yet trained, and write table.md, table.json and curves.png.
+    """Train what is not yet trained, and write table.md, table.json and pictures.
 
     Returns:
         The table as Markdown.
@@ -61,8 +72,20 @@ def compare(config: CompareConfig) -> str:
     comparison = compare_runs(train, methods, seeds, config.output)
     table = write_table(comparison, COLUMNS, config.output)
     picture = plot_curves(comparison, PANELS, config.output / "curves.png")
-    print(f"\n{table}\nCurves: {picture}")
+    angles = plot_angles(networks(comparison), config.output / "angles.png")
+    print(f"\n{table}\nCurves: {picture}\nAngles: {angles}")
     return table
+
+
+def networks(comparison: Comparison) -> dict[str, nn.Module]:
+    """The first seed's network before training, and after, by method."""
+    runs = {label: paths[0] for label, paths in comparison.paths.items()}
+    trained = {label: load_classifier(path, "last")[0] for label, path in runs.items()}
+    first = next(iter(runs.values()))
+    facts = load_checkpoint(first / "checkpoints" / "last")["facts"]
+    config = ClassificationConfig(**{**read_config(first), "output": first})
+    untrained = new_model(config, len(facts["classes"]), facts["image_size"])
+    return {"before training": untrained, **trained}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

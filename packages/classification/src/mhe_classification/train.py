@@ -55,6 +55,13 @@ def train(config: ClassificationConfig) -> dict[str, Any]:
     return run.finish(figures, accelerator.device)
 
 
+def new_model(config: ClassificationConfig, num_classes: int, image_size: int) -> nn.Module:
+    """The network with the initial weights of the run's seed."""
+    seed_all(config.seed)
+    options = {"bn_momentum": config.bn_momentum} if config.model == "vgg9" else {}
+    return build_model(config.model, num_classes, image_size, config.width, **options)
+
+
 def build_regularizer(config: ClassificationConfig, model: nn.Module) -> NetworkRegularizer | None:
     """The regularizer that the flags describe, or None."""
     if config.regularizer == "none":
@@ -79,12 +86,8 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.accelerator = config, data, accelerator
         self.steps = config.total_steps(len(data.train))
-        seed_all(config.seed)
-        options = {"bn_momentum": config.bn_momentum} if config.model == "vgg9" else {}
         classes = len(data.train.classes)
-        self.model = build_model(
-            config.model, classes, data.train.size[0], config.width, **options
-        ).to(accelerator.device)
+        self.model = new_model(config, classes, data.train.size[0]).to(accelerator.device)
         self.regularizer = build_regularizer(config, self.model)
         if self.regularizer is not None:
             self.regularizer.to(accelerator.device)

@@ -102,7 +102,7 @@ def run_command(
     """Run one command; an error that the user can mend is printed without a traceback."""
     try:
         command(arguments)
-    except (OSError, ValueError, LookupError, ImportError, FloatingPointError) as error:
+    except (OSError, ValueError, ImportError, FloatingPointError) as error:
         print(f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,0 +1,58 @@
+"""Histograms of the angles between neurons, before and after training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from mhe_core import NetworkRegularizer, neuron_matrix
+from mhe_core.diagnostics import angle_histogram
+from torch import nn
+
+__all__ = ["plot_angles"]
+
+BINS = 90  # of two degrees
+
+
+def plot_angles(models: Mapping[str, nn.Module], file: Path) -> Path:
+    """Draw the first and the last hidden layer and the output layer, one line a network.
+
+    Args:
+        models: networks of one architecture, by label; the first is drawn dashed.
+        file: the picture to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(NetworkRegularizer(next(iter(models.values()))).terms())
+    layers = {"first hidden": names[0], "last hidden": names[-2], "output": names[-1]}
+    figure = Figure(figsize=(13.8, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(layers))
+    edges = np.linspace(0, 180, BINS + 1)
+    for axis, (title, name) in zip(axes, layers.items(), strict=True):
+        for number, (label, model) in enumerate(models.items()):
+            neurons = neuron_matrix(model.get_submodule(name))
+            density = angle_histogram(neurons, BINS) * math.pi / 180
+            style = {"color": "0.3", "linestyle": "--"} if number == 0 else {}
+            axis.stairs(density.numpy(), edges, label=label, linewidth=1.4, **style)
+        shown = [
+            edge for patch in axis.patches for edge in occupied(patch.get_data().values, edges)
+        ]
+        axis.set_xlim(min(shown) - 2, max(shown) + 2)
+        N, d = neurons.shape[-2:]
+        axis.set_title(f"{title} layer, {name}: {N} neurons, d = {d}", fontsize=10)
+        axis.set_xlabel("angle between neurons, degrees")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("density per degree")
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.savefig(file, dpi=110)
+    return file
+
+
+def occupied(density: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
+    """Where the histogram begins and ends."""
+    bins = np.flatnonzero(density)
+    return float(edges[bins[0]]), float(edges[bins[-1] + 1])
