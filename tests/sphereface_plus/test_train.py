@@ -89,7 +89,14 @@ def test_a_batch_of_one_class_hidden_layers_and_comhe(tmp_path):
     assert touched == layers
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     comhe = {"regularizer": "comhe_random", "regularizer_options": {"projection_dim": 4}}
-    assert train(config(tmp_path / "comhe", **comhe))["penalty"] > 0
+    for anchors in ("all", "batch"):
+        run = tmp_path / anchors
+        assert train(config(run, anchors=anchors, **comhe))["penalty"] > 0
+        # The projection is redrawn at every step, and in the checkpoint.
+        state = load_checkpoint(run / "checkpoints" / "last")["state"]["penalty"]
+        (projection,) = (value for name, value in state.items() if "projection" in name)
+        first = Penalty(config(run, anchors=anchors, **comhe), model).state_dict()
+        assert not any(torch.equal(projection, value) for value in first.values())
 
 
 def test_a_regularizer_without_anchors_is_named(tmp_path):
@@ -113,6 +120,14 @@ def test_every_variant_trains(tmp_path, variant):
     summary = train(config(tmp_path, steps=30, variant=variant))
     first = records(tmp_path)[0]["loss"]
     assert summary["loss"] < first
+
+
+def test_mixed_precision_trains_nearly_alike(tmp_path):
+    losses = [
+        train(config(tmp_path / amp, amp=amp, steps=20, lr=0.01))["loss"] for amp in ("no", "bf16")
+    ]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_a_killed_run_resumes_to_the_bit(tmp_path):

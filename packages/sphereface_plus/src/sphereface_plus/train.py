@@ -104,6 +104,13 @@ class Penalty(nn.Module):
             energy = energy + self.weight * self.anchored(class_vectors, anchors=labels.unique())
         return energy
 
+    def update(self, class_vectors: Tensor, lr: float) -> None:
+        """Advance the regularizers' state, once a step and before :meth:`forward`."""
+        self.network.update(lr)
+        update = getattr(self.anchored, "update", None)
+        if update is not None:
+            update(class_vectors.detach(), lr)
+
 
 class Trainer:
     """Model, penalty and optimizer of one run, and the step that they take together."""
@@ -180,7 +187,7 @@ class Trainer:
             group["lr"] = lr
         self.backbone.train()
         self.head.train()
-        self.penalty.network.update(lr)
+        self.penalty.update(self.model.head.weight, lr)
         penalty = self.penalty(step, self.model.head.weight, labels)
         self.optimizer.zero_grad()
         with self.loss_context():
