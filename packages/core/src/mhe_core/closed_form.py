@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,7 @@ from mhe_core.energy import NEAR, riesz_potential, smallest_squared_chord
 __all__ = ["Riesz"]
 
 
-@dataclass(frozen=True)
-class Riesz:
+class Riesz(NamedTuple):
     """The potential F of a pair of neurons, with the options of ``hyperspherical_energy``.
 
     In half space, F is the sum of the potentials of the pairs (u, v) and (u, −v).
@@ -36,7 +36,11 @@ class Riesz:
         else:
             z, z_antipode, slope = c.acos(), math.pi, -1.0
             if self.convention == "released_code":
-                z, z_antipode, slope = z.div_(math.pi).add_(1e-4), 1 + 2e-4, -1 / math.pi
+                z, z_antipode, slope = (
+                    z.div_(math.pi).add_(1e-4),
+                    1 + 2e-4,
+                    -1 / math.pi,
+                )
         F, dF = self._of_variable(z)
         if self.half_space:
             F_opposite, dF_opposite = self._of_variable(z_antipode - z)
@@ -74,20 +78,48 @@ class Riesz:
             cosine = min(cosine, math.cos(math.pi * min(1.0, math.sqrt(smallest))))
         return cosine
 
+    def range_of_lengths(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Lengths whose squares, and slopes divided by their squares, are far from overflow."""
+        info = torch.finfo(dtype)
+        steepest = steepest_slope(self, dtype)
+        return max(info.tiny**0.4, (steepest / info.max * 100) ** 0.5), info.max**0.4
+
     def of_pairs(self, u: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
         """F of rows u and v as the definition has it, in ``dtype``: accurate, but slow."""
         if self.convention == "paper":
-            near, far = (u - v).square().sum(-1).to(dtype), (u + v).square().sum(-1).to(dtype)
+            near, far = (
+                (u - v).square().sum(-1).to(dtype),
+                (u + v).square().sum(-1).to(dtype),
+            )
         else:
             cosines = (u * v).sum(-1).to(dtype)
             near, far = 2 - 2 * cosines, 2 + 2 * cosines
         F = self._of_squared_chords(near, far)
         return F + self._of_squared_chords(far, near) if self.half_space else F
 
-    def of_antipodes(self, squared_length: Tensor) -> Tensor:
-        """The potential of u and −u, for rows u of that squared length."""
-        chords = 2 + 2 * squared_length
+    def of_antipodes(self, squared_lengths: Tensor) -> Tensor:
+        """The potential of u and −u, for rows u of those squared lengths."""
+        chords = 2 + 2 * squared_lengths
         return self._of_squared_chords(chords, 4 - chords)
+
+    def of_unit_antipodes(self) -> float:
+        """The potential of u and −u by the paper's convention."""
+        z = 2.0 if self.distance == "euclidean" else math.pi
+        return -math.log(z) if self.s == 0 else z**-self.s
+
+    def neighbours(self, N: int) -> int:
+        """How many others each of N neurons makes pairs with."""
+        return 2 * N - 1 if self.half_space else N - 1
 
     def _of_squared_chords(self, near: Tensor, far: Tensor) -> Tensor:
         return riesz_potential(near, far, self.s, self.distance, self.convention)
+
+
+@cache
+def steepest_slope(riesz: Riesz, dtype: torch.dtype) -> float:
+    """The largest dF/dc of pairs that are not near."""
+    largest = riesz.largest_cosine(dtype)
+    if largest <= 0:
+        return 0.0
+    _, dF = riesz.of_cosines(torch.tensor([-largest, largest], dtype=torch.float64), 1.0)
+    return dF.abs().max().item()

@@ -81,19 +81,20 @@ def hyperspherical_energy(
         >>> hyperspherical_energy(axes, s=2, half_space=True)  # and three antipodes at 2
         tensor(0.4500)
     """
-    from mhe_core.tiles import tiled_energy  # that file builds on this one
+    from mhe_core.tiles import Riesz, tiled_energy  # which build on this file
 
     check_arguments(neurons, s, distance, anchors, convention)
     with torch.autocast(neurons.device.type, enabled=False):
-        return tiled_energy(neurons, float(s), distance, half_space, anchors, convention)
+        riesz = Riesz(float(s), distance, half_space, convention)
+        return tiled_energy(neurons, anchors, riesz)
 
 
 def definition(
     neurons: Tensor,
+    anchors: Tensor | None,
     s: float,
     distance: str,
     half_space: bool,
-    anchors: Tensor | None,
     convention: str,
 ) -> Tensor:
     """The energy in plain PyTorch; in memory for N × N × (1 + near neighbours' share × d)."""

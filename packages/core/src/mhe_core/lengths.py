@@ -1,0 +1,57 @@
+"""Lengths of neurons: of any size, and those by which the tiles can divide."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mhe_core.closed_form import Riesz
+
+__all__ = ["inverse_lengths", "unit_rows"]
+
+
+def inverse_lengths(x: Tensor, dtype: torch.dtype, riesz: Riesz) -> Tensor | None:
+    """One over the lengths of rows ``[B, N, d]``, 0 for a zero row; None if one is out of range.
+
+    In range are lengths whose squares neither overflow nor vanish, nor do slopes times them.
+    """
+    lengths = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
+    if riesz.smoothing:
+        lengths = lengths.square_().add_(riesz.smoothing**2).sqrt_()
+    least, most = riesz.range_of_lengths(dtype)
+
+    def in_range() -> bool:
+        shortest, longest = lengths.aminmax()
+        return float(shortest) >= least and float(longest) <= most
+
+    if lengths.numel() == 0 or in_range():
+        return lengths.reciprocal_()
+    zero = ~x.any(-1)
+    lengths.masked_fill_(zero, 1.0)
+    if in_range():
+        return lengths.reciprocal_().masked_fill_(zero, 0.0)
+    return None
+
+
+def unit_rows(neurons: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Directions ``[..., N, d]`` and lengths ``[..., N]`` of rows of any length.
+
+    A row of zeros has direction 0 and infinite length. Rows are divided by their largest entry
+    first, so that squares neither overflow nor vanish.
+
+    Args:
+        neurons: ``[..., N, d]``.
+        smoothing: an additional entry of each row, which has a part in its length only.
+    """
+    largest = neurons.abs().amax(-1, keepdim=True)
+    if smoothing:
+        largest.clamp_min_(smoothing)
+    else:
+        largest.masked_fill_(largest == 0, torch.inf)
+    unit = neurons / largest
+    lengths = torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
+    if smoothing:
+        lengths = torch.hypot(lengths, smoothing / largest)
+    else:
+        lengths.clamp_min_(1.0)  # which a row with an entry of ±1 has, but for rounding
+    return unit.div_(lengths), lengths.mul_(largest).squeeze(-1)
