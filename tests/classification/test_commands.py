@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+from mhe_classification import compare
 from mhe_classification.cli import main
 
 TINY = ["--width", "0.0625", "--image-size", "8", "--batch-size", "32", "--device", "cpu"]
@@ -75,6 +76,16 @@ def test_compare_writes_table_and_curves_and_keeps_complete_runs(tmp_path):
     cli(*arguments)
     assert weights.stat().st_mtime_ns == before
     assert (tmp_path / "table.md").read_text().splitlines()[0] == table.splitlines()[0]
+
+
+def test_compare_draws_errors_against_learning_rates(tmp_path):
+    arguments = ["--output", tmp_path, "--regularizers", "none,mhe", "--seeds", "0", "--steps", 2]
+    arguments += ["--lrs", "0.01,0.1", *TINY]
+    compare.main(list(map(str, arguments)))
+    assert (tmp_path / "learning_rates.png").stat().st_size > 5_000
+    for lr in (0.01, 0.1):
+        settings = yaml.safe_load((tmp_path / f"lr{lr}/mhe/seed0/config.yaml").read_text())
+        assert settings["lr"] == lr
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from mhe_core.training.checkpoint import load_checkpoint
@@ -16,7 +16,7 @@ from mhe_core.training.compare import (
     compare_runs,
     write_table,
 )
-from mhe_core.training.plots import Panel, plot_curves
+from mhe_core.training.plots import Panel, plot_against, plot_curves
 from mhe_core.training.run import read_config
 from torch import nn
 
@@ -50,19 +50,18 @@ class CompareConfig(ClassificationConfig):
         output: the folder of the runs, the table and the curves.
         regularizers: which, with commas between; the first is the one compared with.
         seeds: which, with commas between.
+        lrs: learning rates, with commas between, in place of --lr: one comparison for each, and a
+            picture of the test error against them.
     """
 
     output: Path = Path("runs/compare")
     regularizers: str = "none,mhe,half_mhe"
     seeds: str = "0,1,2"
+    lrs: str | None = None
 
 
-def compare(config: CompareConfig) -> str:
-    """Train what is not yet trained, and write table.md, table.json and pictures.
-
-    Returns:
-        The table as Markdown.
-    """
+def compare(config: CompareConfig) -> Comparison:
+    """Train what is not yet trained, and write table.md, table.json and pictures."""
     settings = {field.name: getattr(config, field.name) for field in fields(ClassificationConfig)}
     methods = {
         name: ClassificationConfig(**{**settings, "regularizer": name})
@@ -74,7 +73,16 @@ def compare(config: CompareConfig) -> str:
     picture = plot_curves(comparison, PANELS, config.output / "curves.png")
     angles = plot_angles(networks(comparison), config.output / "angles.png")
     print(f"\n{table}\nCurves: {picture}\nAngles: {angles}")
-    return table
+    return comparison
+
+
+def compare_learning_rates(config: CompareConfig, lrs: Sequence[float]) -> None:
+    """Compare at each learning rate, in a folder of its own, and draw the errors against them."""
+    comparisons = {
+        lr: compare(replace(config, lr=lr, output=config.output / f"lr{lr:g}")) for lr in lrs
+    }
+    file = config.output / "learning_rates.png"
+    print(f"Errors: {plot_against('learning rate', comparisons, PANELS[0], file)}")
 
 
 def networks(comparison: Comparison) -> dict[str, nn.Module]:
@@ -91,7 +99,11 @@ def networks(comparison: Comparison) -> dict[str, nn.Module]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    compare(parse(CompareConfig, arguments, "mhe-classification compare"))
+    config = parse(CompareConfig, arguments, "mhe-classification compare")
+    if config.lrs is None:
+        compare(config)
+    else:
+        compare_learning_rates(config, [float(lr) for lr in comma_separated(config.lrs)])
 
 
 if __name__ == "__main__":

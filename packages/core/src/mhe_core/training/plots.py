@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from mhe_core.training.compare import Comparison
 from mhe_core.training.run import METRICS_FILE
 
-__all__ = ["Panel", "plot_curves"]
+__all__ = ["Panel", "plot_against", "plot_curves"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,37 @@ def plot_curves(comparison: Comparison, panels: Sequence[Panel], file: Path) -> 
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=9)
+    figure.savefig(file, dpi=110)
+    return file
+
+
+def plot_against(
+    setting: str, comparisons: Mapping[float, Comparison], panel: Panel, file: Path
+) -> Path:
+    """Draw a figure of summary.json against a setting: each run a dot, each method a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    found = list(comparisons)
+    for label in next(iter(comparisons.values())).summaries:
+        heights = [
+            [run[panel.key] * panel.scale for run in comparisons[value].summaries[label]]
+            for value in found
+        ]
+        (line,) = axis.plot(found, [np.mean(runs) for runs in heights], label=label)
+        for value, runs in zip(found, heights, strict=True):
+            axis.plot([value] * len(runs), runs, ".", color=line.get_color(), alpha=0.6)
+    axis.set_xscale("log")
+    axis.set_xticks(found, [f"{value:g}" for value in found])
+    axis.minorticks_off()
+    axis.set_xlabel(setting)
+    axis.set_ylabel(panel.title)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
     figure.savefig(file, dpi=110)
     return file
 
