@@ -32,7 +32,7 @@ def run(*arguments, check=True):
     )
 
 
-def test_raw_photographs_to_a_report(orl, tmp_path):
+def test_raw_photographs_to_a_report(orl, tmp_path, capsys):
     for person in ("orl_s01", "orl_s02", "orl_s03", "orl_s04"):
         shutil.copytree(orl / "train" / person, tmp_path / "raw" / person)
     for person in ("orl_s26", "orl_s27"):
@@ -44,7 +44,8 @@ def test_raw_photographs_to_a_report(orl, tmp_path):
         lines += [f"orl_s26\t{i}\torl_s27\t{i + fold}" for i in range(1, 6)]
     pairs.write_text("\n".join(lines) + "\n")
 
-    run("align", "--images", tmp_path / "raw", "--output", tmp_path / "aligned")
+    align.main(["--images", str(tmp_path / "raw"), "--output", str(tmp_path / "aligned")])
+    assert "40 images: 40 aligned, 0 without a face" in capsys.readouterr().out
     run("train", "--data", tmp_path / "aligned", "--output", tmp_path / "run", *SMALL, "--steps=30")
     report_folder = tmp_path / "report"
     result = run(

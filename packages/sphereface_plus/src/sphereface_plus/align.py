@@ -94,12 +94,14 @@ def align(config: AlignConfig) -> dict[str, Any]:
     records = read_journal(journal, settings)
     todo = [name for name in names if not finished(records.get(name), config.output)]
 
+    device = the_device(config.device)
     loader = DataLoader(
-        Photographs(todo, config),
+        Photographs(todo, config, device),
         batch_size=None,
         collate_fn=as_it_is,
         num_workers=config.workers,
-        multiprocessing_context="spawn" if config.workers else None,
+        # CUDA does not work in forked processes.
+        multiprocessing_context="spawn" if config.workers and device != "cpu" else None,
     )
     bar = tqdm(loader, total=len(names), initial=len(names) - len(todo), unit="image")
     with journal.open("a") as file:
@@ -182,9 +184,10 @@ def finished(record: Record | None, output: Path) -> bool:
 class Photographs(Dataset):
     """Item i aligns the i-th photograph, writes its face, and is the outcome's record."""
 
-    def __init__(self, names: list[str], config: AlignConfig) -> None:
+    def __init__(self, names: list[str], config: AlignConfig, device: str) -> None:
         self.names = names
         self.config = config
+        self.device = device
         self.detector: FaceDetector | None = None  # one in each process
 
     def __len__(self) -> int:
@@ -199,7 +202,7 @@ class Photographs(Dataset):
             reason = f"{type(error).__name__}: {error}"
             return {"image": name, "status": UNREADABLE, "reason": reason, "output": None}
         if self.detector is None:
-            self.detector = FaceDetector(the_device(config.device))
+            self.detector = FaceDetector(self.device)
         faces = self.detector(image)
         record: Record = {"image": name, "status": ALIGNED, "faces": len(faces), "output": None}
         if faces:

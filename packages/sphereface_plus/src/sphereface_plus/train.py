@@ -16,10 +16,9 @@ from accelerate import Accelerator
 from mhe_core import NetworkRegularizer, create_regularizer, hyperspherical_energy
 from mhe_core.diagnostics import angle_statistics
 from mhe_core.training.augment import normalize, random_flip
-from mhe_core.training.batches import training_batches
 from mhe_core.training.checkpoint import CheckpointError, load_checkpoint
 from mhe_core.training.command import parse, run_command
-from mhe_core.training.loop import Batch, Loop, Stateful, make_accelerator
+from mhe_core.training.loop import Batch, Loop, Stateful, train_run
 from mhe_core.training.run import Run
 from mhe_core.training.seeding import seed_all
 from timm.optim import create_optimizer_v2
@@ -51,14 +50,7 @@ def train(config: FaceConfig) -> dict[str, Any]:
         TrainingDiverged: if the loss is not finite.
     """
     data = load_faces(config)
-    accelerator = make_accelerator(config)
-    run = Run(config, main=accelerator.is_main_process)
-    if run.summary is not None:
-        return run.summary
-    record = Trainer(config, data, accelerator).loop(run)()
-    figures = {k: v for k, v in record.items() if k not in ("step", "step_seconds")}
-    figures["step_seconds"] = figures["seconds"] / figures["steps"]
-    return run.finish(figures, accelerator.device)
+    return train_run(config, lambda accelerator, run: Trainer(config, data, accelerator).loop(run))
 
 
 class Penalty(nn.Module):
@@ -157,16 +149,8 @@ class Trainer:
             run=run,
             accelerator=accelerator,
             steps=self.steps,
-            batches=lambda start: training_batches(
-                self.data.train,
-                config.batch_size,
-                seed=config.seed,
-                start=start,
-                workers=config.workers,
-                device=accelerator.device,
-                rank=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-            ),
+            images=self.data.train,
+            batch_size=config.batch_size,
             train_step=self.step,
             state=state,
             evaluate=self.evaluate,
