@@ -11,9 +11,8 @@ import torch
 from accelerate import Accelerator
 from mhe_core import NetworkRegularizer
 from mhe_core.training.augment import normalize, random_crop, random_flip
-from mhe_core.training.batches import training_batches
 from mhe_core.training.command import parse, run_command
-from mhe_core.training.loop import Batch, Loop, Stateful, make_accelerator
+from mhe_core.training.loop import Batch, Loop, Stateful, train_run
 from mhe_core.training.run import Run
 from mhe_core.training.seeding import seed_all
 from timm.data import Mixup
@@ -43,16 +42,7 @@ def train(config: ClassificationConfig) -> dict[str, Any]:
         TrainingDiverged: if the loss is not finite.
     """
     data = load_splits(config)
-    accelerator = make_accelerator(config)
-    run = Run(config, main=accelerator.is_main_process)
-    if run.summary is not None:
-        return run.summary
-    trainer = Trainer(config, data, accelerator)
-    record = trainer.loop(run)()
-    figures = {k: v for k, v in record.items() if k not in ("step", "step_seconds")}
-    figures["step_seconds"] = figures["seconds"] / figures["steps"]
-    figures["test_accuracy"] = 1 - figures["test_error"]
-    return run.finish(figures, accelerator.device)
+    return train_run(config, lambda accelerator, run: Trainer(config, data, accelerator).loop(run))
 
 
 def new_model(config: ClassificationConfig, num_classes: int, image_size: int) -> nn.Module:
@@ -132,16 +122,8 @@ class Trainer:
             run=run,
             accelerator=accelerator,
             steps=self.steps,
-            batches=lambda start: training_batches(
-                self.data.train,
-                config.batch_size,
-                seed=config.seed,
-                start=start,
-                workers=config.workers,
-                device=accelerator.device,
-                rank=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-            ),
+            images=self.data.train,
+            batch_size=config.batch_size,
             train_step=self.step,
             state=state,
             evaluate=self.evaluate,
@@ -211,7 +193,8 @@ class Trainer:
         for name in ("validation", "test"):
             images = getattr(self.data, name)
             if images is not None:
-                figures[f"{name}_error"] = error_rate(model, images, self.accelerator)
+                error = error_rate(model, images, self.accelerator)
+                figures |= {f"{name}_error": error, f"{name}_accuracy": 1 - error}
         return figures
 
 

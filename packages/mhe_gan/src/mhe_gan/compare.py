@@ -40,6 +40,7 @@ COLUMNS = (
     Column("fid", "FID"),
     Column("kid", "KID × 1000", scale=1000),
     Column("discriminator_energy", "energy", digits=4),
+    Column("discriminator_above_floor", "above its floor", digits=4),
     Column("largest_singular_value", "largest singular value"),
     Column("step_seconds", "seconds a step", digits=3),
 )
@@ -47,7 +48,7 @@ PANELS = (
     Panel("inception_score", "score"),
     Panel("fid", "FID"),
     Panel("discriminator_loss", "discriminator's loss"),
-    Panel("discriminator_energy", "discriminator's energy"),
+    Panel("discriminator_above_floor", "discriminator's energy above its floor"),
 )
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from mhe_core import NetworkRegularizer
-from mhe_core.training.batches import training_batches
+from mhe_core import NetworkRegularizer, neuron_matrix
+from mhe_core.bounds import lower_bound
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.images import ImageSet
-from mhe_core.training.loop import Batch, Loop, Stateful, TrainingDiverged, make_accelerator
+from mhe_core.training.loop import Batch, Loop, Stateful, TrainingDiverged, train_run
 from mhe_core.training.run import Run
 from mhe_core.training.seeding import seed_all
 from torch import Tensor, nn
@@ -51,16 +51,15 @@ def train(config: GANConfig, scorer: Scorer | None = None) -> dict[str, Any]:
         TrainingDiverged: if a loss is not finite, or the discriminator made no mistake for long.
     """
     images = load_split(config, "train")
-    accelerator = make_accelerator(config)
-    run = Run(config, main=accelerator.is_main_process)
-    if run.summary is not None:
-        return run.summary
-    if scorer is None and config.score_every is not None and accelerator.is_main_process:
-        scorer = build_scorer(config, accelerator.device)
-    record = Trainer(config, images, accelerator, scorer).loop(run)()
-    figures = {k: v for k, v in record.items() if k not in ("step", "step_seconds")}
-    figures["step_seconds"] = figures["seconds"] / figures["steps"]
-    return run.finish(figures, accelerator.device)
+
+    def prepare(accelerator: Accelerator, run: Run) -> Loop:
+        scores_here = config.score_every is not None and accelerator.is_main_process
+        if scores_here and scorer is None:
+            own = build_scorer(config, accelerator.device)
+            return Trainer(config, images, accelerator, own).loop(run)
+        return Trainer(config, images, accelerator, scorer).loop(run)
+
+    return train_run(config, prepare)
 
 
 class Trainer:
@@ -98,6 +97,9 @@ class Trainer:
         self.energy = NetworkRegularizer(
             self.discriminator, "mhe", None, hidden_options={"s": 0}
         )  # what every run reports, whatever it was trained with
+        layers = map(self.discriminator.get_submodule, self.energy.terms())
+        sizes = [neuron_matrix(layer).shape[-2:] for layer in layers]
+        self.floor = sum(lower_bound(N, d, s=0) for N, d in sizes)
         adam = partial(torch.optim.Adam, lr=config.lr, betas=(config.beta1, config.beta2))
         self.wrapped_generator, self.generator_optimizer = accelerator.prepare(
             self.generator, adam(self.generator.parameters())
@@ -143,16 +145,8 @@ class Trainer:
             run=run,
             accelerator=accelerator,
             steps=self.steps,
-            batches=lambda start: training_batches(
-                self.images,
-                config.batch_size * config.n_dis,
-                seed=config.seed,
-                start=start,
-                workers=config.workers,
-                device=accelerator.device,
-                rank=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-            ),
+            images=self.images,
+            batch_size=config.batch_size * config.n_dis,
             train_step=self.step,
             state={name: part for name, part in parts.items() if part is not None},
             evaluate=self.evaluate,
@@ -229,8 +223,10 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """The discriminator's energy and singular values; the scores of samples where due."""
         singular = {k: float(v) for k, v in singular_values(self.discriminator).items()}
+        energy = float(self.energy())
         figures = {
-            "discriminator_energy": float(self.energy()),
+            "discriminator_energy": energy,
+            "discriminator_above_floor": energy - self.floor,
             "largest_singular_value": max(singular.values()),
             **{f"singular_value.{name}": value for name, value in singular.items()},
         }

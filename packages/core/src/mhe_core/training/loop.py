@@ -18,12 +18,14 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from tqdm import tqdm
 
+from mhe_core.training.batches import training_batches
 from mhe_core.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mhe_core.training.config import TrainingConfig
+from mhe_core.training.images import ImageSet
 from mhe_core.training.run import Run
 from mhe_core.training.seeding import seed_all
 
-__all__ = ["Loop", "TrainingDiverged", "TrainingInterrupted", "make_accelerator"]
+__all__ = ["Loop", "TrainingDiverged", "TrainingInterrupted", "make_accelerator", "train_run"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -62,7 +64,8 @@ class Loop:
         run: the run directory; its config has the seed and the intervals.
         accelerator: device and processes.
         steps: how many in all.
-        batches: the training batches from a given step on.
+        images: the training images.
+        batch_size: images a step, over all processes.
         train_step: takes one step, ``train_step(step, batch)`` with ``step`` from 0, and returns
             scalars to be averaged over the logging interval, ``loss`` and ``penalty`` among them.
         state: everything that a step changes, by name.
@@ -78,7 +81,8 @@ class Loop:
     run: Run
     accelerator: Accelerator
     steps: int
-    batches: Callable[[int], Iterator[Batch]]
+    images: ImageSet
+    batch_size: int
     train_step: Callable[[int, Batch], Mapping[str, Tensor | float]]
     state: Mapping[str, Stateful]
     evaluate: Callable[[], dict[str, float]] | None = None
@@ -125,6 +129,19 @@ class Loop:
                     )
                 began = time.perf_counter()
         return self._finish()
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This process's part of the training batches, from a step on."""
+        return training_batches(
+            self.images,
+            self.batch_size,
+            seed=self.run.config.seed,
+            start=start,
+            workers=self.run.config.workers,
+            device=self.accelerator.device,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+        )
 
     def _due(self, every: int | None, taken: int) -> bool:
         return taken == self.steps or (every is not None and taken % every == 0)
@@ -231,6 +248,28 @@ def restore_state(parts: Mapping[str, Stateful], saved: Mapping[str, Any], sourc
             part.load_state_dict(saved[name])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"the {name} in {source} does not fit: {error}") from error
+
+
+def train_run(
+    config: TrainingConfig, prepare: Callable[[Accelerator, Run], Loop]
+) -> dict[str, Any]:
+    """Start, continue or, if it is complete, look up the run in ``config.output``.
+
+    Args:
+        config: the settings.
+        prepare: builds the networks on the accelerator's device, and their loop.
+
+    Returns:
+        The content of summary.json.
+    """
+    accelerator = make_accelerator(config)
+    run = Run(config, main=accelerator.is_main_process)
+    if run.summary is not None:
+        return run.summary
+    figures = prepare(accelerator, run)()
+    del figures["step"]
+    figures["step_seconds"] = figures["seconds"] / figures["steps"]
+    return run.finish(figures, accelerator.device)
 
 
 @contextmanager
