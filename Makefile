@@ -12,11 +12,12 @@ demo: $(VENV)/.classification  ## train on the embedded digits with and without 
 		--regularizers none,half_mhe,comhe_random --seeds 0,1 --epochs 10 --batch-size 64
 
 demo-faces: $(VENV)/.sphereface_plus  ## verify digits never seen in training, with SphereFace+
-	$(BIN)/sphereface-plus train --output $(RUNS)/demo-faces --resume
+	$(BIN)/sphereface-plus train --output $(RUNS)/demo-faces --resume --model sfnet4 --width 0.25 \
+		--dim 64 --lr 0.05 --annealing.gamma 1 --steps 150
 	$(BIN)/sphereface-plus test $(RUNS)/demo-faces --output $(RUNS)/demo-faces/report
 
 demo-gan: $(VENV)/.mhe_gan  ## train a small GAN on the embedded digits and draw samples
-	$(BIN)/mhe-gan train --output $(RUNS)/demo-gan --resume
+	$(BIN)/mhe-gan train --output $(RUNS)/demo-gan --resume --width 0.125 --lr 2e-4 --steps 600
 	$(BIN)/mhe-gan sample $(RUNS)/demo-gan --num 64 --output $(RUNS)/demo-gan/samples.png
 
 test: $(VENV)/.development
@@ -35,6 +36,7 @@ bench: $(VENV)/.development
 	$(BIN)/python packages/core/benchmarks/energy.py
 	$(BIN)/python packages/classification/benchmarks/training_step.py
 	$(BIN)/python packages/mhe_gan/benchmarks/training_step.py
+	$(BIN)/python packages/sphereface_plus/benchmarks/verification.py
 
 clean:
 	rm -rf $(VENV) $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
