@@ -61,7 +61,8 @@ class Penalty(nn.Module):
         model: with the head, whose class vectors are regularized, and the backbone.
 
     Raises:
-        ValueError: if the regularizer has no anchors and they were asked for.
+        ValueError: if the regularizer has no anchors and they were asked for, or the class vectors
+            are shared out over processes.
     """
 
     def __init__(self, config: FaceConfig, model: FaceModel) -> None:
@@ -69,6 +70,8 @@ class Penalty(nn.Module):
         self.weight, self.start = config.output_weight, config.regularizer_start
         name = None if config.regularizer == "none" else config.regularizer
         hidden = None if config.hidden_regularizer == "none" else config.hidden_regularizer
+        if name is not None and isinstance(model.head, ShardedSphereFaceHead):
+            raise ValueError("expected --regularizer none with --shard-classes, got " + name)
         self.anchored: nn.Module | None = None
         if name is not None and config.anchors == "batch":
             self.anchored = create_regularizer(
