@@ -29,7 +29,7 @@ class Riesz(NamedTuple):
         """F / ``factor`` and scale · dF/dc, for cosines within ±``largest_cosine``."""
         scale = scale * self.factor
         if self.half_space and self.distance == "euclidean" and self.s == 2:
-            F = (1 - c.square()).reciprocal_()  # 1/(2 − 2c) + 1/(2 + 2c)
+            F = torch.rsub(c.square(), 1).reciprocal_()  # 1/(2 − 2c) + 1/(2 + 2c)
             return F, F.square().mul_(c).mul_(2 * scale)
         if self.distance == "euclidean":
             z, z_antipode, slope = torch.rsub(c, 2, alpha=2), 4.0, -2.0

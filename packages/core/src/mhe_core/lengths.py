@@ -10,15 +10,15 @@ from mhe_core.closed_form import Riesz
 __all__ = ["inverse_lengths", "unit_rows"]
 
 
-def inverse_lengths(x: Tensor, dtype: torch.dtype, riesz: Riesz) -> Tensor | None:
+def inverse_lengths(x: Tensor, riesz: Riesz) -> Tensor | None:
     """One over the lengths of rows ``[B, N, d]``, 0 for a zero row; None if one is out of range.
 
     In range are lengths whose squares neither overflow nor vanish, nor do slopes times them.
     """
-    lengths = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
+    lengths = torch.linalg.vector_norm(x, dim=-1)
     if riesz.smoothing:
         lengths = lengths.square_().add_(riesz.smoothing**2).sqrt_()
-    least, most = riesz.range_of_lengths(dtype)
+    least, most = riesz.range_of_lengths(x.dtype)
 
     def in_range() -> bool:
         shortest, longest = lengths.aminmax()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -15,34 +13,40 @@ __all__ = ["Block", "PairMean"]
 DIFFERENCES = 2**19
 
 
-class Block(NamedTuple):
-    """Some of the neurons, and where their energy and gradient are added up."""
+class Block:
+    """Some of the neurons, and where their energy and gradient are added up.
 
-    neurons: Tensor  # [B, n, d]
-    inverse: Tensor  # [B, n], one over their lengths, 0 for a zero row; in the dtype to compute in
-    start: int  # of all neurons, they are those from this one on
-    picked: Tensor | None  # [n]: they are these instead
-    energy: Tensor  # [B], float64
-    slope: Tensor | None  # [B, n, d], the gradient but for its part along the neurons
-    radial: Tensor  # [B, n], that part, along the directions
+    Args:
+        neurons: ``[B, n, d]``.
+        inverse: one over their lengths ``[B, n]``, 0 for a zero row.
+        energy: ``[B]``, to be added to.
+        gradient: ``[B, n, d]``, to be written to, its content does not matter; None if not wanted.
+        start: the first neuron's number among all; the others follow it.
+        picked: ``[n]``, the neurons' numbers where they are not consecutive.
+    """
 
-    @classmethod
-    def of(cls, neurons: Tensor, inverse: Tensor, wants_gradient: bool) -> Block:
-        """All neurons, with energy and gradient 0."""
-        return cls(
-            neurons,
-            inverse,
-            0,
-            None,
-            inverse.new_zeros(len(inverse), dtype=wide_dtype(inverse.device)),
-            inverse.new_zeros(neurons.shape) if wants_gradient else None,
-            torch.zeros_like(inverse),
-        )
+    def __init__(
+        self,
+        neurons: Tensor,
+        inverse: Tensor,
+        energy: Tensor,
+        gradient: Tensor | None,
+        start: int = 0,
+        picked: Tensor | None = None,
+    ) -> None:
+        self.neurons = neurons
+        self.inverse = inverse
+        self.energy = energy
+        self.gradient = gradient
+        self.start = start
+        self.picked = picked
+        self._radial: Tensor | None = None
+        self._written = False
 
     def split_batch(self, size: int) -> list[Block]:
         """Parts of the batch."""
         B, N = self.inverse.shape
-        if B and size >= B:
+        if 0 < B <= size:
             return [self]
         return [self._part(slice(k, k + size), slice(0, N)) for k in range(0, B, size)]
 
@@ -54,41 +58,47 @@ class Block(NamedTuple):
         return [self._part(slice(B), slice(k, k + size)) for k in range(0, N, size)]
 
     def _part(self, batch: slice, rows: slice) -> Block:
-        slope = None if self.slope is None else self.slope[batch, rows]
-        return Block(
-            self.neurons[batch, rows],
-            self.inverse[batch, rows],
-            self.start + rows.start,
-            None,
-            self.energy[batch],
-            slope,
-            self.radial[batch, rows],
-        )
+        neurons, inverse = self.neurons[batch, rows], self.inverse[batch, rows]
+        gradient = None if self.gradient is None else self.gradient[batch, rows]
+        return Block(neurons, inverse, self.energy[batch], gradient, self.start + rows.start)
 
     def pick(self, index: Tensor) -> Block:
         """Copies of some neurons, with a gradient of their own."""
-        inverse = self.inverse[:, index]
-        block = Block.of(self.neurons[:, index], inverse, self.slope is not None)
-        return block._replace(picked=index, energy=self.energy)
+        neurons, inverse = self.neurons[:, index], self.inverse[:, index]
+        gradient = None if self.gradient is None else inverse.new_empty(neurons.shape)
+        return Block(neurons, inverse, self.energy, gradient, picked=index)
 
-    def put(self, index: Tensor, block: Block) -> None:
-        """Add the gradient of copies that :meth:`pick` made to that of their originals."""
-        if self.slope is not None and block.slope is not None:
-            self.slope.index_add_(1, index, block.slope)
-            self.radial.index_add_(1, index, block.radial)
+    def add_product(self, slopes: Tensor, neurons: Tensor) -> None:
+        """Add the product of a tile ``[B, n, m]`` and neurons ``[B, m, d]`` to the gradient."""
+        if self.gradient is not None:
+            self.gradient.baddbmm_(slopes, neurons, beta=int(self._written))
+            self._written = True
+
+    def add_radial(self, slopes: Tensor) -> None:
+        """Add slopes ``[B, n]`` along the directions, to which the gradient is orthogonal."""
+        self._radial = self.take_radial(slopes)
+
+    def take_radial(self, slopes: Tensor) -> Tensor:
+        """These slopes and those added before, which are now up to the caller."""
+        before, self._radial = self._radial, None
+        return slopes if before is None else before + slopes
 
     def add_slopes(self, batch: Tensor, i: Tensor, u: Tensor, du: Tensor) -> None:
         """Add slopes along some of the directions."""
-        if self.slope is not None:
+        if self.gradient is not None:
             tangent = du - (u * du).sum(-1, keepdim=True) * u
-            slope = (tangent * self.inverse[batch, i, None]).to(self.slope.dtype)
-            self.slope.index_put_((batch, i), slope, accumulate=True)
+            slope = (tangent * self.inverse[batch, i, None]).to(self.gradient.dtype)
+            self.gradient.index_put_((batch, i), slope, accumulate=True)
 
     def finish(self) -> None:
         """Complete the gradient."""
-        if self.slope is not None:
-            along = (self.radial * self.inverse.square()).unsqueeze(-1)
-            self.slope.addcmul_(self.neurons.to(self.slope.dtype), along, value=-1)
+        if self.gradient is None:
+            return
+        if not self._written:
+            self.gradient.zero_()
+        if self._radial is not None:
+            along = self._radial * self.inverse.square()
+            self.gradient.addcmul_(self.neurons, along.unsqueeze(2), value=-1)
 
 
 class PairMean:
@@ -107,20 +117,19 @@ class PairMean:
         self.limit = riesz.largest_cosine(dtype)
 
     def add(self, a: Block, b: Block) -> None:
-        """Add the pairs of a neuron in ``a`` and one in ``b``, and their slopes to the blocks'.
+        """Add the pairs of a neuron in ``a`` and one in ``b``, to both blocks' gradients.
 
         No neuron makes a pair with itself. Of a block with itself, each pair comes twice and
-        counts half.
+        counts half; this has to be the last of its tiles.
         """
-        rows, columns = a.inverse.unsqueeze(2), b.inverse.unsqueeze(1)
-        x, y = a.neurons.to(a.inverse.dtype), b.neurons.to(a.inverse.dtype)
+        cosines = torch.bmm(a.neurons, b.neurons.mT)
+        cosines.mul_(a.inverse.unsqueeze(2)).mul_(b.inverse.unsqueeze(1))
         shared = share_neurons(a, b)
-        cosines = torch.bmm(x, y.mT).mul_(rows).mul_(columns)
         if shared:
             clear_own(cosines, a, b)
         sizes = cosines.abs()
         near = None
-        if sizes.amax() > self.limit:  # the one place where the host waits for the device
+        if sizes.amax().item() > self.limit:  # the one place where the host waits for the device
             near = sizes > self.limit
             clear_own(near, a, b)
         F, dF = self.riesz.of_cosines(cosines, self.scale)
@@ -133,16 +142,23 @@ class PairMean:
         weight = 0.5 if a is b else 1.0
         factor = weight * self.scale * self.riesz.factor
         a.energy.add_(F.sum((1, 2), dtype=a.energy.dtype), alpha=factor)
-        if a.slope is not None:
-            radial = cosines.mul_(dF)
-            dF.mul_(rows).mul_(columns)
-            a.radial.add_(radial.sum(2))
-            a.slope.baddbmm_(dF, y)
-            if b.slope is not None and b is not a:
-                b.radial.add_(radial.sum(1))
-                b.slope.baddbmm_(dF.mT, x)
+        if a.gradient is not None:
+            self._add_gradient(a, b, cosines, dF)
         if near is not None:
             self._add_near(a, b, near, weight)
+
+    def _add_gradient(self, a: Block, b: Block, cosines: Tensor, dF: Tensor) -> None:
+        """Add the slopes dF: dF_ij u_j to neuron i's, less its part along u_i."""
+        along = cosines.mul_(dF)
+        if b is a:
+            torch.neg(a.take_radial(along.sum(2)), out=dF.diagonal(0, 1, 2))
+        else:
+            a.add_radial(along.sum(2))
+            b.add_radial(along.sum(1))
+        slopes = dF.mul_(a.inverse.unsqueeze(2)).mul_(b.inverse.unsqueeze(1))
+        a.add_product(slopes, b.neurons)
+        if b is not a:
+            b.add_product(slopes.mT, a.neurons)
 
     def _add_near(self, a: Block, b: Block, near: Tensor, weight: float) -> None:
         """Add those pairs whose cosines have too few digits, from the neurons themselves."""
@@ -154,7 +170,7 @@ class PairMean:
                 F = self.riesz.of_pairs(u, v, self.dtype)
             values = F.detach().to(a.energy.dtype)
             a.energy.index_add_(0, batch, values, alpha=weight * self.scale)
-            if a.slope is None:
+            if a.gradient is None:
                 continue
             du, dv = torch.autograd.grad(F, (u, v), torch.full_like(F, self.scale))
             a.add_slopes(batch, i, u.detach(), du)
@@ -176,15 +192,15 @@ class PairMean:
         if not self.riesz.smoothing:
             a.energy.add_(factor * a.inverse.shape[1] * self.riesz.of_unit_antipodes())
             return
-        u = a.neurons.to(a.inverse.dtype) * a.inverse.unsqueeze(2)
+        u = a.neurons * a.inverse.unsqueeze(2)
         squares = u.square().sum(-1).to(self.dtype).requires_grad_()
         with torch.enable_grad():
             F = self.riesz.of_antipodes(squares)
         a.energy.add_(F.detach().sum(-1, dtype=a.energy.dtype), alpha=factor)
-        if a.slope is not None:
+        if a.gradient is not None:
             (dF,) = torch.autograd.grad(F, squares, torch.full_like(F, 2 * factor))
-            a.radial.addcmul_(dF, squares.detach())
-            a.slope.addcmul_(u, (dF * a.inverse).unsqueeze(2))
+            a.gradient.addcmul_(u, (dF * a.inverse).unsqueeze(2))
+            a.add_radial(dF * squares.detach())
 
 
 def share_neurons(a: Block, b: Block) -> bool:

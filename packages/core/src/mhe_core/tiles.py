@@ -13,7 +13,7 @@ closed_form.py has the potential as a function of the cosine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations_with_replacement
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -27,9 +27,12 @@ from mhe_core.pairs import Block, PairMean, wide_dtype
 
 __all__ = ["tiled_energy", "value_and_gradient"]
 
-# Rows of a tile: so few that, on a CPU, it stays in the cache.
-ROWS_ON_CPU = 512
-ROWS = 4096
+# Rows and entries of a tile, at most: so few that, on a CPU, it stays in the cache.
+ROWS_ON_CPU, ENTRIES_ON_CPU = 512, 2**17
+ROWS, ENTRIES = 4096, 2**24
+
+# From so many multiplications on, a second block of rows saves more by symmetry than it costs.
+WORTH_SPLITTING = 2**26
 
 
 def tiled_energy(neurons: Tensor, anchors: Tensor | None, riesz: Riesz) -> Tensor:
@@ -88,26 +91,28 @@ def value_and_gradient(
         share: (k, n) for the k-th of n shares of the tiles; values and gradients of all shares
             add up to those of the whole. Not with anchors.
     """
-    x = neurons.detach().reshape(-1, *neurons.shape[-2:])
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    inverse, lengths = inverse_lengths(x, dtype, riesz), None
+    dtype = torch.promote_types(neurons.dtype, torch.float32)
+    x = neurons.detach().to(dtype).reshape(-1, *neurons.shape[-2:])
+    inverse, lengths = inverse_lengths(x, riesz), None
     if inverse is None:  # squares of such lengths overflow or vanish
         x, lengths = unit_rows(x.to(wide_dtype(x.device)), riesz.smoothing)
         inverse = lengths.isfinite().to(x.dtype)
-    whole = Block.of(x, inverse, wants_gradient)
+    value = x.new_zeros(len(x), dtype=wide_dtype(x.device))
+    gradient = inverse.new_empty(x.shape) if wants_gradient else None
     N = x.shape[1]
     M = N / 2 if anchors is None else len(anchors)  # of a pair, one is the anchor
     pairs = PairMean(riesz, M * riesz.neighbours(N), dtype)
     rows, together = tile_shape(x)
-    for part in whole.split_batch(together):
+    for part in Block(x, inverse, value, gradient).split_batch(together):
+        blocks = part.split_rows(rows)
         if anchors is None:
-            add_all(pairs, part.split_rows(rows), share)
+            add_all(pairs, blocks, share)
         else:
-            add_anchors(pairs, part, anchors.to(x.device).split(rows), rows)
-        part.finish()
+            add_anchors(pairs, part, blocks, anchors.to(x.device).split(rows))
+        for block in blocks:
+            block.finish()
 
-    value = whole.energy.to(dtype).view(neurons.shape[:-2])
-    gradient = whole.slope
+    value = value.to(dtype).view(neurons.shape[:-2])
     if gradient is None:
         return value, None
     if lengths is not None:
@@ -119,26 +124,34 @@ def value_and_gradient(
 def add_all(pairs: PairMean, blocks: list[Block], share: tuple[int, int]) -> None:
     """Add this share of the tiles on and above the diagonal."""
     first, step = share
-    for a, b in list(combinations_with_replacement(blocks, 2))[first::step]:
+    tiles = [*combinations(blocks, 2), *zip(blocks, blocks, strict=True)]
+    for a, b in tiles[first::step]:
         pairs.add(a, b)
     if first == 0:
         for a in blocks:
             pairs.add_antipodes(a, 0.5)
 
 
-def add_anchors(pairs: PairMean, whole: Block, anchors: Sequence[Tensor], rows: int) -> None:
+def add_anchors(
+    pairs: PairMean, whole: Block, blocks: list[Block], anchors: Sequence[Tensor]
+) -> None:
     """Add the pairs of each anchor and all neurons."""
     for index in anchors:
         a = whole.pick(index)
-        for b in whole.split_rows(rows):
+        for b in blocks:
             pairs.add(a, b)
         pairs.add_antipodes(a, 1.0)
-        whole.put(index, a)
+        a.finish()
+        if whole.gradient is not None and a.gradient is not None:
+            whole.gradient.index_add_(1, index, a.gradient)
 
 
 def tile_shape(x: Tensor) -> tuple[int, int]:
     """Rows of a tile of ``[B, N, d]``, and how many of the B are taken together."""
-    most = ROWS_ON_CPU if x.device.type == "cpu" else ROWS
-    N = x.shape[1]
-    rows = -(-N // -(-N // most))  # of tiles of the same size
-    return rows, max(1, (most // rows) ** 2)
+    on_cpu = x.device.type == "cpu"
+    _, N, d = x.shape
+    blocks = -(-N // (ROWS_ON_CPU if on_cpu else ROWS))
+    if N * N * d >= WORTH_SPLITTING:
+        blocks = max(blocks, 2)
+    rows = -(-N // blocks)
+    return rows, max(1, (ENTRIES_ON_CPU if on_cpu else ENTRIES) // rows**2)
