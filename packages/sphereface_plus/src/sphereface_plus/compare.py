@@ -35,7 +35,7 @@ COLUMNS = (
     Column("step_seconds", "seconds a step", digits=3),
 )
 PANELS = (
-    Panel("loss", "loss"),
+    Panel("margin_loss", "loss without penalty", log=True),
     Panel("test_accuracy", "verification accuracy, %", scale=100),
     Panel("class_angle", "smallest class angle, °"),
 )

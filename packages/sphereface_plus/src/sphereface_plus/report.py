@@ -48,7 +48,7 @@ def plot_scores(result: FoldResult, pairs: PairSet, protocol: str, file: Path) -
     axis.axvline(thresholds.mean(), color="black", lw=1, label="thresholds")
     axis.set_xlabel(SCORE[protocol])
     axis.set_ylabel("pairs")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9)
     figure.savefig(file, dpi=110)
 
 

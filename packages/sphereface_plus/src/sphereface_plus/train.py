@@ -184,7 +184,12 @@ class Trainer:
             loss = self.head(embeddings, labels)
             self.accelerator.backward(loss + penalty)
         self.optimizer.step()
-        return {"loss": loss.detach() + penalty.detach(), "penalty": penalty, "lr": lr}
+        return {
+            "loss": loss.detach() + penalty.detach(),
+            "margin_loss": loss,
+            "penalty": penalty,
+            "lr": lr,
+        }
 
     def evaluate(self) -> dict[str, float]:
         """Verification of unseen people, and how far apart the class vectors are."""
