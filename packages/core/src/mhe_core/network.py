@@ -14,8 +14,15 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
 from mhe_core.energy import working_copy
+from mhe_core.layers import (
+    Layer,
+    arguments,
+    layer_energies,
+    process,
+    shared_energies,
+    sum_over_processes,
+)
 from mhe_core.plugins import create_regularizer
-from mhe_core.regularizers import Regularizer
 
 __all__ = ["NetworkRegularizer", "has_neurons", "neuron_matrix", "stored_weight", "unwrapped"]
 
@@ -36,6 +43,12 @@ class NetworkRegularizer(nn.Module):
     are (``requires_grad`` is False): their energy is a constant. Weights are read anew at each
     call; a parametrized weight is read from its original, see :func:`neuron_matrix`.
 
+    Where ``torch.distributed`` is initialized, each process computes a share of the energies. All
+    then have to call :meth:`forward` and :meth:`update`, with the same weights and in the same
+    order. The value is the whole; a process's gradient is its own share's times the number of
+    processes, so that the *average* over processes, which DistributedDataParallel or one's own
+    ``all_reduce`` takes, is the gradient of the whole.
+
     The parameters stay the model's: ``parameters()`` and ``state_dict()`` have the regularizers'
     own state only.
 
@@ -54,6 +67,8 @@ class NetworkRegularizer(nn.Module):
         exclude: names of layers to leave out, or patterns such as ``"stem.*"``.
         include: names or patterns of modules to cover beside the above: Embedding layers, and any
             other module whose ``weight`` has neurons as rows.
+        share_work: whether the processes of a distributed run share the work; False where each
+            has a model of its own.
 
     Raises:
         ValueError: if the output layer is wanted and not found, if a name or pattern fits nothing
@@ -84,6 +99,7 @@ class NetworkRegularizer(nn.Module):
         output_layer: str | None = None,
         exclude: Iterable[str] = (),
         include: Iterable[str] = (),
+        share_work: bool = True,
     ) -> None:
         super().__init__()
         for name, factor in (("hidden_weight", hidden_weight), ("output_weight", output_weight)):
@@ -91,6 +107,7 @@ class NetworkRegularizer(nn.Module):
                 raise ValueError(f"expected {name} as a finite number ≥ 0, got {factor!r}")
         self.hidden_weight = hidden_weight
         self.output_weight = output_weight
+        self.share_work = share_work
 
         model = unwrapped(model)
         # A bound method: the model itself as an attribute would be registered as a submodule.
@@ -119,28 +136,28 @@ class NetworkRegularizer(nn.Module):
     def forward(self) -> Tensor:
         """``hidden_weight`` × sum of hidden energies + ``output_weight`` × output energy.
 
-        A scalar, in at least float32; 0 where no layer is left.
+        A scalar, in at least float32; 0 where no layer is left. With several processes that share
+        the work, all have to call it; its value is the same on all.
         """
+        layers = list(self._trained_layers())
+        if not layers:
+            return torch.zeros(())
+        rank, processes = process() if self.share_work else (0, 1)
+        alone = processes == 1
+        energies = layer_energies(layers) if alone else shared_energies(layers, rank, processes)
         weighted = [
             (self.output_weight if name == self._output_name else self.hidden_weight) * energy
-            for name, energy in self.terms().items()
+            for name, energy in energies.items()
         ]
-        if not weighted:
-            return torch.zeros(())
-        return torch.stack([energy.to(weighted[0].device) for energy in weighted]).sum()
+        total = torch.stack([energy.to(weighted[0].device) for energy in weighted]).sum()
+        return total if alone else sum_over_processes(total)
 
     def terms(self) -> dict[str, Tensor]:
-        """Each layer's unweighted energy, a differentiable scalar, by the layer's name."""
-        terms = {}
-        for name, regularizer, neurons in self._trained_layers():
-            with torch.autocast(neurons.device.type, enabled=False):
-                parts = calls(regularizer, working_copy(neurons))
-                energies = [regularizer(part) for part in parts]
-            if any(energy.ndim for energy in energies):
-                got = [list(energy.shape) for energy in energies]
-                raise ValueError(f"expected a scalar as the energy of layer {name!r}, got {got}")
-            terms[name] = torch.stack(energies).mean()
-        return terms
+        """Each layer's unweighted energy, a differentiable scalar, by the layer's name.
+
+        Computed by this process alone, whatever others do: for reports.
+        """
+        return layer_energies(list(self._trained_layers()))
 
     def update(self, lr: float) -> None:
         """Advance the regularizers' state; to be called once per training step, before forward.
@@ -148,20 +165,21 @@ class NetworkRegularizer(nn.Module):
         Args:
             lr: the network's current learning rate.
         """
-        for _, regularizer, neurons in self._trained_layers():
-            update = getattr(regularizer, "update", None)
+        for layer in self._trained_layers():
+            update = getattr(layer.regularizer, "update", None)
             if update is None:
                 continue
+            neurons = layer.neurons.detach()
             with torch.autocast(neurons.device.type, enabled=False):
-                for part in calls(regularizer, working_copy(neurons.detach())):
+                for part in arguments(layer, working_copy(neurons)):
                     update(part, lr)
 
-    def _trained_layers(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
-        """Name, regularizer and neurons of each layer that is not frozen, as it is now."""
+    def _trained_layers(self) -> Iterator[Layer]:
+        """The layers that are not frozen, as they are now."""
         for name in self._names:
             layer = self._layer(name)
             if stored_weight(layer).requires_grad:
-                yield name, self.regularizers[key(name)], neuron_matrix(layer)
+                yield Layer(name, self.regularizers[key(name)], neuron_matrix(layer))
 
 
 def neuron_matrix(module: nn.Module) -> Tensor:
@@ -300,13 +318,6 @@ def matching(names: Iterable[str], patterns: Iterable[str], option: str) -> set[
             raise ValueError(f"expected {option} to fit one of {names}, got {pattern!r}")
         found |= fitting
     return found
-
-
-def calls(regularizer: nn.Module, neurons: Tensor) -> list[Tensor]:
-    """What to call a regularizer with: ours takes all groups at once, a plug-in one by one."""
-    if neurons.ndim == 2 or isinstance(regularizer, Regularizer):
-        return [neurons]
-    return list(neurons)
 
 
 def key(name: str) -> str:
