@@ -47,7 +47,8 @@ def plot_angles(models: Mapping[str, nn.Module], file: Path) -> Path:
         axis.set_xlabel("angle between neurons, degrees")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("density per degree")
-    axes[0].legend(frameon=False, fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.savefig(file, dpi=110)
     return file
 

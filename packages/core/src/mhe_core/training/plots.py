@@ -49,7 +49,8 @@ def plot_curves(comparison: Comparison, panels: Sequence[Panel], file: Path) -> 
         axis.set_yscale("log" if panel.log else "linear")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.savefig(file, dpi=110)
     return file
 
