@@ -10,6 +10,7 @@ from mhe_core.plugins import (
     register_regularizer,
 )
 from mhe_core.regularizers import MHE, HalfSpaceMHE, Regularizer
+from mhe_core.sharded import sharded_hyperspherical_energy
 
 __all__ = [
     "MHE",
@@ -23,4 +24,5 @@ __all__ = [
     "list_regularizers",
     "neuron_matrix",
     "register_regularizer",
+    "sharded_hyperspherical_energy",
 ]

@@ -127,8 +127,7 @@ def add_all(pairs: PairMean, blocks: list[Block], share: tuple[int, int]) -> Non
     tiles = [*combinations(blocks, 2), *zip(blocks, blocks, strict=True)]
     for a, b in tiles[first::step]:
         pairs.add(a, b)
-    if first == 0:
-        for a in blocks:
+        if a is b:
             pairs.add_antipodes(a, 0.5)
 
 
