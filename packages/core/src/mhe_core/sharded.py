@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.autograd.function import once_differentiable
 
 from mhe_core.closed_form import Riesz
 from mhe_core.energy import check_arguments, hyperspherical_energy
@@ -56,6 +55,7 @@ def sharded_hyperspherical_energy(
         TypeError: if ``local_rows`` is not floating point.
         ValueError: if it is not ``[N_r, d]`` with the d of all processes, or an option is out of
             range.
+        RuntimeError: in a backward pass with ``create_graph=True``.
 
     Example:
         >>> import torch
@@ -84,8 +84,12 @@ class _ShardedEnergy(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "expected one derivative of sharded_hyperspherical_energy, got create_graph=True: "
+                "a second one is not available"
+            )
         (gradient,) = ctx.saved_tensors
         limit = torch.finfo(ctx.dtype).max
         return (gradient * grad_output).clamp_(-limit, limit).to(ctx.dtype), None, None
