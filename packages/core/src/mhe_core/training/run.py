@@ -48,9 +48,11 @@ class Run:
         self.path = Path(config.output)
         self.checkpoints = self.path / "checkpoints"
         settings = plain(config)
+        if not main:  # whether the directory is new is for the process to see that fills it
+            return
         if (self.path / CONFIG_FILE).exists():
             self._check_continues(settings)
-        elif main:
+        else:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False))
 
