@@ -31,29 +31,25 @@ class Riesz(NamedTuple):
         if self.half_space and self.distance == "euclidean" and self.s == 2:
             F = torch.rsub(c.square(), 1).reciprocal_()  # 1/(2 − 2c) + 1/(2 + 2c)
             return F, F.square().mul_(c).mul_(2 * scale)
-        if self.distance == "euclidean":
-            z, z_antipode, slope = torch.rsub(c, 2, alpha=2), 4.0, -2.0
-        else:
-            z, z_antipode, slope = c.acos(), math.pi, -1.0
-            if self.convention == "released_code":
-                z, z_antipode, slope = (
-                    z.div_(math.pi).add_(1e-4),
-                    1 + 2e-4,
-                    -1 / math.pi,
-                )
-        F, dF = self._of_variable(z)
+        F, dF = self._of_one_side(c)
         if self.half_space:
-            F_opposite, dF_opposite = self._of_variable(z_antipode - z)
+            F_opposite, dF_opposite = self._of_one_side(-c)
             F, dF = F.add_(F_opposite), dF.sub_(dF_opposite)
         if self.distance == "angular":
             dF.mul_((1 - c.square()).rsqrt_())
-        return F, dF.mul_(slope * scale)
+            return F, dF.mul_(-scale / math.pi if self.smoothing else -scale)
+        return F, dF.mul_(-2 * scale)
 
-    def _of_variable(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithm or power of z, the squared chord or the angle, and its derivative."""
+    def _of_one_side(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithm or power of the squared chord or the angle, and its derivative with that."""
+        if self.distance == "euclidean":
+            z, exponent = torch.rsub(c, 2, alpha=2), -self.s / 2
+        else:
+            z, exponent = c.acos(), -self.s
+            if self.smoothing:
+                z = z.div_(math.pi).add_(1e-4)
         if self.s == 0:
             return z.log(), z.reciprocal()
-        exponent = -self.s / 2 if self.distance == "euclidean" else -self.s
         F = z.pow(exponent)
         return F, (F / z).mul_(exponent)
 

@@ -43,8 +43,10 @@ def tiled_energy(neurons: Tensor, anchors: Tensor | None, riesz: Riesz) -> Tenso
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return energy.definition(neurons, anchors, *riesz)  # torch.func, forward mode
     if torch.compiler.is_compiling():  # nothing to gain: a few large operations
-        return torch.compiler.disable(_TiledEnergy.apply)(neurons, anchors, riesz)
-    return _TiledEnergy.apply(neurons, anchors, riesz)
+        return torch.compiler.disable(tiled_energy)(neurons, anchors, riesz)
+    if torch.is_grad_enabled() and neurons.requires_grad:
+        return _TiledEnergy.apply(neurons, anchors, riesz)
+    return value_and_gradient(neurons, anchors, riesz, False)[0]
 
 
 class _TiledEnergy(torch.autograd.Function):
@@ -54,7 +56,7 @@ class _TiledEnergy(torch.autograd.Function):
     def forward(ctx: Any, neurons: Tensor, anchors: Tensor | None, riesz: Riesz) -> Tensor:
         ctx.anchors, ctx.riesz = anchors, riesz
         ctx.save_for_backward(neurons)
-        value, ctx.gradient = value_and_gradient(neurons, anchors, riesz, ctx.needs_input_grad[0])
+        value, ctx.gradient = value_and_gradient(neurons, anchors, riesz, True)
         return value
 
     @staticmethod
