@@ -166,14 +166,16 @@ def assert_close(got, expected, tolerance):
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_averaged_gradients_are_those_of_one_process(found, case, classes, dtype):
     value, gradients, state = energy(case, classes, dtype)
+    # A projection is trained in float32, by each process with its own rounding.
+    tolerance = TOLERANCE[torch.float32 if case == "adversarial" else dtype]
     for other, others, _ in (each[case, classes, dtype] for each in found):
         assert torch.equal(other, found[0][case, classes, dtype][0])
         assert other.dtype == value.dtype
-        assert_close(other, value, TOLERANCE[dtype])
+        assert_close(other, value, tolerance)
         assert others.keys() == gradients.keys()  # no weight is without a gradient
     for name, gradient in gradients.items():
         mean = sum(each[case, classes, dtype][1][name] for each in found) / len(found)
-        assert_close(mean, gradient, TOLERANCE[dtype])
+        assert_close(mean, gradient, tolerance)
     for _, _, own in (each[case, classes, dtype] for each in found):
         for name, tensor in state.items():
             if isinstance(tensor, torch.Tensor):
