@@ -13,7 +13,7 @@ from sphereface_plus.train import train
 
 SETTINGS = {"model": "sfnet4", "width": 0.1, "dim": 8, "lr": 0.05, "batch_size": 32, "steps": 9}
 SETTINGS |= {"checkpoint_every": 3, "eval_every": 3, "log_every": 3, "device": "cpu"}
-SETTINGS |= {"annealing": {"gamma": 1.0}}
+SETTINGS |= {"annealing": {"gamma": 1.0}, "regularizer": "mhe", "mhe_weight": 3.0}
 
 
 def torchrun(*arguments):
@@ -80,3 +80,12 @@ def test_two_processes_train_as_one_does(one, tmp_path, sharded):
 def test_sharding_needs_processes_and_classes_for_each(tmp_path):
     with pytest.raises(ValueError, match="several processes"):
         train(FaceConfig(output=tmp_path, shard_classes=True, **SETTINGS))
+
+
+def test_sharded_class_vectors_take_no_regularizer_that_needs_them_all(tmp_path):
+    settings = {**SETTINGS, "regularizer": "comhe_random"}
+    del settings["mhe_weight"]
+    command = ["-m", "sphereface_plus.train", *flags(settings), "--shard-classes"]
+    result = torchrun(*command, "--output", tmp_path / "run")
+    assert result.returncode != 0
+    assert "--shard-classes goes with --regularizer mhe, half_mhe or none" in result.stderr

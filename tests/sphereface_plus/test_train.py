@@ -15,7 +15,8 @@ from mhe_core.training.checkpoint import CheckpointError, load_checkpoint
 from mhe_core.training.images import DataError
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.embedding import FaceModel, load_run
-from sphereface_plus.train import Penalty, learning_rate, train
+from sphereface_plus.penalty import Penalty
+from sphereface_plus.train import learning_rate, train
 
 SMALL = {"model": "sfnet4", "width": 0.1, "dim": 16, "lr": 0.02, "batch_size": 64}
 TRAIN = [sys.executable, "-m", "sphereface_plus.train"]

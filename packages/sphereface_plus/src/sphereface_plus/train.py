@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from mhe_core import NetworkRegularizer, create_regularizer, hyperspherical_energy
+from mhe_core import hyperspherical_energy, sharded_hyperspherical_energy
 from mhe_core.diagnostics import angle_statistics
 from mhe_core.training.augment import normalize, random_flip
 from mhe_core.training.checkpoint import CheckpointError, load_checkpoint
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.data import FaceSets, load_faces
 from sphereface_plus.embedding import FaceModel, verify
+from sphereface_plus.penalty import Penalty
 from sphereface_plus.sharded import (
     ShardedSphereFaceHead,
     gather_optimizer_state,
@@ -51,60 +51,6 @@ def train(config: FaceConfig) -> dict[str, Any]:
     """
     data = load_faces(config)
     return train_run(config, lambda accelerator, run: Trainer(config, data, accelerator).loop(run))
-
-
-class Penalty(nn.Module):
-    """The weighted energies that are added to the loss.
-
-    Args:
-        config: the run's settings.
-        model: with the head, whose class vectors are regularized, and the backbone.
-
-    Raises:
-        ValueError: if the regularizer has no anchors and they were asked for, or the class vectors
-            are shared out over processes.
-    """
-
-    def __init__(self, config: FaceConfig, model: FaceModel) -> None:
-        super().__init__()
-        self.weight, self.start = config.output_weight, config.regularizer_start
-        name = None if config.regularizer == "none" else config.regularizer
-        hidden = None if config.hidden_regularizer == "none" else config.hidden_regularizer
-        if name is not None and isinstance(model.head, ShardedSphereFaceHead):
-            raise ValueError("expected --regularizer none with --shard-classes, got " + name)
-        self.anchored: nn.Module | None = None
-        if name is not None and config.anchors == "batch":
-            self.anchored = create_regularizer(
-                name, model.head.num_classes, model.head.dim, **config.regularizer_options
-            )
-            if "anchors" not in inspect.signature(self.anchored.forward).parameters:
-                raise ValueError(f"--anchors batch: the regularizer {name} has no anchors")
-            name = None
-        self.network = NetworkRegularizer(
-            model,
-            hidden=hidden,
-            output=name,
-            hidden_weight=config.hidden_weight,
-            output_weight=config.output_weight,
-            output_options=config.regularizer_options,
-            output_layer="head",
-        )
-
-    def forward(self, step: int, class_vectors: Tensor, labels: Tensor) -> Tensor:
-        """The penalty of a step: class vectors [C, d], labels [B] of the batch."""
-        if step < self.start:
-            return torch.zeros((), device=labels.device)
-        energy = self.network().to(labels.device)
-        if self.anchored is not None:
-            energy = energy + self.weight * self.anchored(class_vectors, anchors=labels.unique())
-        return energy
-
-    def update(self, class_vectors: Tensor, lr: float) -> None:
-        """Advance the regularizers' state, once a step and before :meth:`forward`."""
-        self.network.update(lr)
-        update = getattr(self.anchored, "update", None)
-        if update is not None:
-            update(class_vectors.detach(), lr)
 
 
 class Trainer:
@@ -203,7 +149,8 @@ class Trainer:
                 figures[f"{name}_error"] = 1 - accuracy
                 figures[f"{name}_eer"] = roc(found.scores, pairs.same).eer
         if self.config.shard_classes:
-            return figures
+            energy = sharded_hyperspherical_energy(self.model.head.weight.detach())
+            return {**figures, "class_energy": float(energy)}
         return {**figures, **class_vector_figures(self.model.head.weight)}
 
 

@@ -1,0 +1,102 @@
+"""The energies of the class vectors and of the backbone's layers, as a penalty on the loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from mhe_core import (
+    MHE,
+    NetworkRegularizer,
+    create_regularizer,
+    sharded_hyperspherical_energy,
+)
+from torch import Tensor, nn
+
+from sphereface_plus.config import FaceConfig
+from sphereface_plus.embedding import FaceModel
+from sphereface_plus.sharded import ShardedSphereFaceHead
+
+__all__ = ["Penalty"]
+
+
+class Penalty(nn.Module):
+    """The weighted energies that are added to the loss.
+
+    Args:
+        config: the run's settings.
+        model: with the head, whose class vectors are regularized, and the backbone.
+
+    Raises:
+        ValueError: if the regularizer has no anchors and they were asked for, or cannot work on
+            class vectors that are shared out over processes.
+    """
+
+    def __init__(self, config: FaceConfig, model: FaceModel) -> None:
+        super().__init__()
+        self.weight, self.start = config.output_weight, config.regularizer_start
+        name = None if config.regularizer == "none" else config.regularizer
+        hidden = None if config.hidden_regularizer == "none" else config.hidden_regularizer
+        self.anchored: nn.Module | None = None
+        self.sharded: Callable[[Tensor], Tensor] | None = None
+        if name is not None and isinstance(model.head, ShardedSphereFaceHead):
+            self.sharded, name = sharded_energy(name, config, model.head), None
+        elif name is not None and config.anchors == "batch":
+            self.anchored, name = anchored_regularizer(name, config, model.head), None
+        self.network = NetworkRegularizer(
+            model,
+            hidden=hidden,
+            output=name,
+            hidden_weight=config.hidden_weight,
+            output_weight=config.output_weight,
+            output_options=config.regularizer_options,
+            output_layer="head",
+        )
+
+    def forward(self, step: int, class_vectors: Tensor, labels: Tensor) -> Tensor:
+        """The penalty of a step: class vectors [C, d], labels [B] of the batch."""
+        if step < self.start:
+            return torch.zeros((), device=labels.device)
+        energy = self.network().to(labels.device)
+        if self.anchored is not None:
+            energy = energy + self.weight * self.anchored(class_vectors, anchors=labels.unique())
+        if self.sharded is not None:
+            energy = energy + self.weight * self.sharded(class_vectors)
+        return energy
+
+    def update(self, class_vectors: Tensor, lr: float) -> None:
+        """Advance the regularizers' state, once a step and before :meth:`forward`."""
+        self.network.update(lr)
+        update = getattr(self.anchored, "update", None)
+        if update is not None:
+            update(class_vectors.detach(), lr)
+
+
+def anchored_regularizer(name: str, config: FaceConfig, head: nn.Module) -> nn.Module:
+    """The regularizer of the batch's classes against all."""
+    num_classes, dim = head.get_parameter("weight").shape
+    regularizer = create_regularizer(name, num_classes, dim, **config.regularizer_options)
+    if "anchors" not in inspect.signature(regularizer.forward).parameters:
+        raise ValueError(f"--anchors batch: the regularizer {name} has no anchors")
+    return regularizer
+
+
+def sharded_energy(
+    name: str, config: FaceConfig, head: ShardedSphereFaceHead
+) -> Callable[[Tensor], Tensor]:
+    """The exact energy of the class vectors of all processes, given this one's."""
+    regularizer = create_regularizer(name, head.num_classes, head.dim, **config.regularizer_options)
+    if not isinstance(regularizer, MHE) or config.anchors == "batch":
+        raise ValueError(
+            "--shard-classes goes with --regularizer mhe, half_mhe or none and --anchors all, "
+            f"got {name} and {config.anchors}"
+        )
+    return partial(
+        sharded_hyperspherical_energy,
+        s=regularizer.s,
+        distance=regularizer.distance,
+        half_space=regularizer.half_space,
+        convention=regularizer.convention,
+    )
