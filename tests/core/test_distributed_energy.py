@@ -58,7 +58,7 @@ CASES = {
 }
 # Of 1100 class vectors the tiles are shared out, of 10 not; the dtypes' tolerances, relative.
 KINDS = [(classes, dtype) for classes in (10, 1100) for dtype in (torch.float32, torch.float64)]
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
 
 
 def build(case, classes, dtype):

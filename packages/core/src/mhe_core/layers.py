@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from mhe_core.closed_form import Riesz
-from mhe_core.energy import definition, hyperspherical_energy, working_copy
+from mhe_core.energy import hyperspherical_energy, working_copy
 from mhe_core.pairs import wide_dtype
 from mhe_core.regularizers import MHE, HalfSpaceMHE, Regularizer
-from mhe_core.tiles import value_and_gradient
+from mhe_core.tiles import tiled_energy
 
 __all__ = ["Layer", "layer_energies", "process", "shared_energies", "sum_over_processes"]
 
@@ -63,9 +63,7 @@ def shared_energies(layers: Sequence[Layer], rank: int, processes: int) -> dict[
             whole.append(layer)
         elif owner is None and riesz is not None:
             with torch.autocast(x.device.type, enabled=False):
-                energies[layer.name] = _ShareOfTiles.apply(
-                    working_copy(x), riesz, (rank, processes)
-                ).mean()
+                energies[layer.name] = tiled_energy(x, None, riesz, (rank, processes)).mean()
         else:
             energies[layer.name] = x[..., :0].sum(dtype=torch.promote_types(x.dtype, torch.float32))
     energies |= layer_energies(whole)
@@ -142,26 +140,3 @@ class _SumOverProcesses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Tensor:
         return grad_output * dist.get_world_size()
-
-
-class _ShareOfTiles(torch.autograd.Function):
-    """One share of the tiles of neurons ``[..., N, d]``: its energy ``[...]`` and gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, neurons: Tensor, riesz: Riesz, share: tuple[int, int]) -> Tensor:
-        ctx.riesz, ctx.share = riesz, share
-        ctx.save_for_backward(neurons)
-        value, ctx.gradient = value_and_gradient(
-            neurons, None, riesz, ctx.needs_input_grad[0], share
-        )
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        if not torch.is_grad_enabled():
-            return ctx.gradient * grad_output[..., None, None], None, None
-        # A second derivative will be wanted: each process takes an equal part of the whole.
-        (neurons,) = ctx.saved_tensors
-        value = definition(neurons, None, *ctx.riesz) / ctx.share[1]
-        (slope,) = torch.autograd.grad(value, neurons, grad_output, create_graph=True)
-        return slope, None, None

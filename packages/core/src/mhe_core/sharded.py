@@ -70,7 +70,10 @@ def sharded_hyperspherical_energy(
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return hyperspherical_energy(local_rows, **riesz._asdict())
     with torch.autocast(local_rows.device.type, enabled=False):
-        return _ShardedEnergy.apply(local_rows, riesz, group or dist.group.WORLD)
+        group = group or dist.group.WORLD
+        if torch.is_grad_enabled() and local_rows.requires_grad:
+            return _ShardedEnergy.apply(local_rows, riesz, group)
+        return value_and_own_gradient(local_rows, riesz, group, False)[0]
 
 
 class _ShardedEnergy(torch.autograd.Function):
@@ -78,7 +81,7 @@ class _ShardedEnergy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, riesz: Riesz, group: dist.ProcessGroup) -> Tensor:
-        value, gradient = value_and_own_gradient(rows, riesz, group, ctx.needs_input_grad[0])
+        value, gradient = value_and_own_gradient(rows, riesz, group, True)
         ctx.dtype = rows.dtype
         ctx.save_for_backward(gradient)
         return value

@@ -35,45 +35,55 @@ ROWS, ENTRIES = 4096, 2**24
 WORTH_SPLITTING = 2**26
 
 
-def tiled_energy(neurons: Tensor, anchors: Tensor | None, riesz: Riesz) -> Tensor:
+def tiled_energy(
+    neurons: Tensor, anchors: Tensor | None, riesz: Riesz, share: tuple[int, int] = (0, 1)
+) -> Tensor:
     """The energy ``[...]`` of neurons ``[..., N, d]``, equal to :func:`energy.definition`.
 
     Differentiable any number of times; derivatives beyond the first are those of the definition.
+
+    Args:
+        neurons: ``[..., N, d]``.
+        anchors: indices ``[M]``, or None for all pairs.
+        riesz: the potential of a pair.
+        share: (k, n) for the k-th of n shares of the energy, which add up to the whole.
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return energy.definition(neurons, anchors, *riesz)  # torch.func, forward mode
+        return energy.definition(neurons, anchors, *riesz) / share[1]  # torch.func, forward mode
     if torch.compiler.is_compiling():  # nothing to gain: a few large operations
-        return torch.compiler.disable(tiled_energy)(neurons, anchors, riesz)
+        return torch.compiler.disable(tiled_energy)(neurons, anchors, riesz, share)
     if torch.is_grad_enabled() and neurons.requires_grad:
-        return _TiledEnergy.apply(neurons, anchors, riesz)
-    return value_and_gradient(neurons, anchors, riesz, False)[0]
+        return _TiledEnergy.apply(neurons, anchors, riesz, share)
+    return value_and_gradient(neurons, anchors, riesz, False, share)[0]
 
 
 class _TiledEnergy(torch.autograd.Function):
     """The gradient is found along with the value, and waits for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, neurons: Tensor, anchors: Tensor | None, riesz: Riesz) -> Tensor:
-        ctx.anchors, ctx.riesz = anchors, riesz
+    def forward(
+        ctx: Any, neurons: Tensor, anchors: Tensor | None, riesz: Riesz, share: tuple[int, int]
+    ) -> Tensor:
+        ctx.anchors, ctx.riesz, ctx.share = anchors, riesz, share
         ctx.save_for_backward(neurons)
-        value, ctx.gradient = value_and_gradient(neurons, anchors, riesz, True)
+        value, ctx.gradient = value_and_gradient(neurons, anchors, riesz, True, share)
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         (neurons,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative will be wanted
-            value = energy.definition(neurons, ctx.anchors, *ctx.riesz)
+        if torch.is_grad_enabled():  # a second derivative will be wanted: all shares are alike
+            value = energy.definition(neurons, ctx.anchors, *ctx.riesz) / ctx.share[1]
             (slope,) = torch.autograd.grad(value, neurons, grad_output, create_graph=True)
-            return slope, None, None
+            return slope, None, None, None
         # Taken, not kept, so that it can be scaled in place; should this pass be repeated, the
         # gradient is computed again.
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
-            _, gradient = value_and_gradient(neurons, ctx.anchors, ctx.riesz, True)
+            _, gradient = value_and_gradient(neurons, ctx.anchors, ctx.riesz, True, ctx.share)
         limit = torch.finfo(neurons.dtype).max
         gradient.mul_(grad_output[..., None, None]).clamp_(-limit, limit)
-        return gradient.to(neurons.dtype), None, None
+        return gradient.to(neurons.dtype), None, None, None
 
 
 def value_and_gradient(
