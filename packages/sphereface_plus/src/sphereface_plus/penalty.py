@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from mhe_core import (
-    MHE,
     NetworkRegularizer,
     create_regularizer,
     sharded_hyperspherical_energy,
@@ -87,16 +86,11 @@ def sharded_energy(
     name: str, config: FaceConfig, head: ShardedSphereFaceHead
 ) -> Callable[[Tensor], Tensor]:
     """The exact energy of the class vectors of all processes, given this one's."""
-    regularizer = create_regularizer(name, head.num_classes, head.dim, **config.regularizer_options)
-    if not isinstance(regularizer, MHE) or config.anchors == "batch":
+    if name not in ("mhe", "half_mhe") or config.anchors == "batch":
         raise ValueError(
             "--shard-classes goes with --regularizer mhe, half_mhe or none and --anchors all, "
             f"got {name} and {config.anchors}"
         )
-    return partial(
-        sharded_hyperspherical_energy,
-        s=regularizer.s,
-        distance=regularizer.distance,
-        half_space=regularizer.half_space,
-        convention=regularizer.convention,
-    )
+    options = config.regularizer_options
+    create_regularizer(name, head.num_classes, head.dim, **options)  # checks the options
+    return partial(sharded_hyperspherical_energy, half_space=name == "half_mhe", **options)
