@@ -90,6 +90,16 @@ def test_initial_statistics_of_dcgan():
     assert 0.05 < images.std() < 0.6  # neither dead nor saturated
 
 
+def test_signals_have_the_same_size_at_every_width():
+    logits = {}
+    for width in (1.0, 0.25):
+        torch.manual_seed(0)
+        _, discriminator = create_networks("dcgan", width=width, spectral_normed=False)
+        logits[width] = discriminator(torch.rand(16, 3, 32, 32) * 2 - 1).abs().mean().item()
+        assert discriminator.features[0].weight.abs().max() <= 0.04  # three inputs at any width
+    assert 0.2 < logits[0.25] / logits[1.0] < 5
+
+
 def test_initial_statistics_of_resnet():
     torch.manual_seed(0)
     generator, discriminator = create_networks("resnet", spectral_normed=False)

@@ -73,7 +73,7 @@ class DCGANGenerator(nn.Module):
             previous = c
         layers += [nn.ConvTranspose2d(previous, 3, 3, padding=1), nn.Tanh()]
         self.upsample = nn.Sequential(*layers)
-        self.apply(initialize_truncated_normal)
+        initialize_truncated_normal(self, width)
 
     def forward(self, noise: Tensor) -> Tensor:
         """Images in [−1, 1] for the noise [B, 128]."""
@@ -107,19 +107,27 @@ class SNDCGANDiscriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.1, inplace=True))
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.output = nn.Linear(channels[-1] * (image_size // 8) ** 2, 1, bias=False)
-        self.apply(initialize_truncated_normal)
+        initialize_truncated_normal(self, width)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B] for the images."""
         return self.output(self.features(images)).squeeze(1)
 
 
-def initialize_truncated_normal(module: nn.Module) -> None:
-    """Weights N(0, 0.02²) cut at two standard deviations, biases zero."""
-    if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def initialize_truncated_normal(network: nn.Module, width: float) -> None:
+    """Weights N(0, 0.02²) cut at two standard deviations, biases zero, as published for width 1.
+
+    With another width, the layers that have more or fewer inputs for it, all but the first, take
+    0.02 / √width: signals keep the size that they have at full width. (With 0.02 a narrow
+    discriminator without spectral norm sees next to nothing of its images.)
+    """
+    std = 0.02
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            std = 0.02 / width**0.5
 
 
 class ResNetGenerator(nn.Module):
