@@ -9,6 +9,7 @@ import pytest
 import torch
 from mhe_core.training.checkpoint import load_checkpoint
 from sphereface_plus.config import FaceConfig
+from sphereface_plus.penalty import sharded_energy
 from sphereface_plus.train import train
 
 SETTINGS = {"model": "sfnet4", "width": 0.1, "dim": 8, "lr": 0.05, "batch_size": 32, "steps": 9}
@@ -82,10 +83,8 @@ def test_sharding_needs_processes_and_classes_for_each(tmp_path):
         train(FaceConfig(output=tmp_path, shard_classes=True, **SETTINGS))
 
 
-def test_sharded_class_vectors_take_no_regularizer_that_needs_them_all(tmp_path):
-    settings = {**SETTINGS, "regularizer": "comhe_random"}
-    del settings["mhe_weight"]
-    command = ["-m", "sphereface_plus.train", *flags(settings), "--shard-classes"]
-    result = torchrun(*command, "--output", tmp_path / "run")
-    assert result.returncode != 0
-    assert "--shard-classes goes with --regularizer mhe, half_mhe or none" in result.stderr
+@pytest.mark.parametrize(("name", "anchors"), [("comhe_random", "all"), ("mhe", "batch")])
+def test_sharded_class_vectors_take_no_regularizer_that_needs_them_all(tmp_path, name, anchors):
+    settings = FaceConfig(output=tmp_path, regularizer=name, anchors=anchors, shard_classes=True)
+    with pytest.raises(ValueError, match="--shard-classes goes with --regularizer mhe"):
+        sharded_energy(name, settings, head=None)
