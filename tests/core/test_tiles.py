@@ -28,6 +28,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(tiles, "ROWS_ON_CPU", 5)
     monkeypatch.setattr(tiles, "ENTRIES_ON_CPU", 50)
     monkeypatch.setattr(pairs, "DIFFERENCES", 20)
+    monkeypatch.setattr(pairs, "WORTH_SPLITTING", 40)
 
 
 def layer(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:

@@ -31,9 +31,6 @@ __all__ = ["tiled_energy", "value_and_gradient"]
 ROWS_ON_CPU, ENTRIES_ON_CPU = 512, 2**17
 ROWS, ENTRIES = 4096, 2**24
 
-# From so many multiplications on, a second block of rows saves more by symmetry than it costs.
-WORTH_SPLITTING = 2**26
-
 
 def tiled_energy(
     neurons: Tensor, anchors: Tensor | None, riesz: Riesz, share: tuple[int, int] = (0, 1)
@@ -160,9 +157,7 @@ def add_anchors(
 def tile_shape(x: Tensor) -> tuple[int, int]:
     """Rows of a tile of ``[B, N, d]``, and how many of the B are taken together."""
     on_cpu = x.device.type == "cpu"
-    _, N, d = x.shape
+    N = x.shape[1]
     blocks = -(-N // (ROWS_ON_CPU if on_cpu else ROWS))
-    if N * N * d >= WORTH_SPLITTING:
-        blocks = max(blocks, 2)
     rows = -(-N // blocks)
     return rows, max(1, (ENTRIES_ON_CPU if on_cpu else ENTRIES) // rows**2)
