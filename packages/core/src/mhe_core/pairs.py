@@ -208,7 +208,7 @@ class PairMean:
 
 
 def gram(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """Products of rows ``[B, n, d]`` with each other: symmetric, so at little over half the cost."""
+    """All products of rows ``[B, n, d]``: symmetric, so at little over half the cost."""
     B, n, d = x.shape
     if out is None:
         out = x.new_empty(B, n, n)
