@@ -72,6 +72,15 @@ def test_average_and_raw_generators_differ(trained):
     assert not torch.allclose(average(noise), raw(noise))
 
 
+def test_the_averages_batch_norms_fit_its_weights(trained):
+    """In evaluation it does what it does to a large batch by that batch's own statistics."""
+    generator, _, _ = load_generator(trained)
+    noise = draw_noise(1000, 1)
+    by_running_statistics = generator(noise)
+    by_its_own = generator.train()(noise)
+    assert (by_running_statistics - by_its_own).abs().mean() < 0.08 * by_its_own.std()
+
+
 def test_what_is_no_run(trained, tmp_path, run_command):
     with pytest.raises(RunError, match="expected a run directory"):
         load_generator(tmp_path)

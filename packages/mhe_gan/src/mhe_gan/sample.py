@@ -16,6 +16,7 @@ from mhe_core.training.loop import restore_state
 from mhe_core.training.run import read_config
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torchvision.utils import make_grid
 
 from mhe_gan.config import GANConfig
@@ -24,6 +25,7 @@ from mhe_gan.networks import NOISE_DIM, create_networks
 
 __all__ = [
     "SampleConfig",
+    "calibrate",
     "draw_noise",
     "generate",
     "interpolated_noise",
@@ -87,7 +89,19 @@ def load_generator(
     )
     name = "average" if average and config.ema else "generator"
     restore_state({name: generator}, content["state"], str(file))
-    return generator.eval(), config, content["step"]
+    generator = calibrate(generator) if name == "average" else generator.eval()
+    return generator, config, content["step"]
+
+
+def calibrate(average: nn.Module) -> nn.Module:
+    """Set the batch norms' statistics to those of the averaged weights; returns the generator.
+
+    Averaged weights give other activations than the weights they were averaged from, so that the
+    running statistics of training do not fit them. Estimated from a fixed noise.
+    """
+    device = next(average.parameters()).device
+    update_bn(draw_noise(2048, seed=0).to(device).split(64), average)
+    return average.eval()
 
 
 def draw_noise(num: int, seed: int) -> Tensor:

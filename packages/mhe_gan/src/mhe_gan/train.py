@@ -24,7 +24,7 @@ from mhe_gan.config import GANConfig
 from mhe_gan.data import load_split, to_images
 from mhe_gan.losses import discriminator_loss, generator_loss
 from mhe_gan.networks import NOISE_DIM, create_networks, singular_values
-from mhe_gan.sample import draw_noise, generate, save_grid
+from mhe_gan.sample import calibrate, draw_noise, generate, save_grid
 from mhe_gan.scores import Scorer
 from mhe_gan.test import build_scorer
 
@@ -247,9 +247,9 @@ class Trainer:
 
     @property
     def sampled(self) -> nn.Module:
-        """The generator whose images are shown and scored."""
+        """A copy of the generator whose images are shown and scored."""
         if self.config.ema:
-            return self.average
+            return calibrate(copy.deepcopy(self.average))
         return copy.deepcopy(self.generator).eval()
 
     def after_step(self, run: Run, taken: int) -> None:
@@ -277,7 +277,9 @@ class Trainer:
 def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
     """Move the average's parameters towards the network's; buffers are copied as they are.
 
-    In the first steps the decay is (1 + t) / (10 + t), so that the initial weights are forgotten.
+    A mean of spectral norm's vectors would not be a singular vector; batch norm's statistics are
+    set when the average is used, see :func:`mhe_gan.sample.calibrate`. In the first steps the
+    decay is (1 + t) / (10 + t), so that the initial weights are forgotten.
     """
     decay = min(decay, (1 + step) / (10 + step))
     for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
