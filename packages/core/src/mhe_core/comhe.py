@@ -5,8 +5,6 @@ Those whose projection is trained are in :mod:`mhe_core.learned_comhe`.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -113,7 +111,7 @@ class CoMHE(MHE):
         By the definition lengths do not count; the published programs' smoothing of lengths makes
         no difference to long neurons. So the factor counts as a constant.
         """
-        largest = torch.linalg.vector_norm(neurons.detach(), math.inf, dim=-1, keepdim=True)
+        largest = neurons.detach().abs().amax(-1, keepdim=True)
         if self.convention == "paper":
             return neurons / largest.masked_fill(largest == 0, 1.0)
         return neurons / (largest / LONG).clamp_min(1.0)

@@ -157,7 +157,9 @@ def add_anchors(
 def tile_shape(x: Tensor) -> tuple[int, int]:
     """Rows of a tile of ``[B, N, d]``, and how many of the B are taken together."""
     on_cpu = x.device.type == "cpu"
-    N = x.shape[1]
-    blocks = -(-N // (ROWS_ON_CPU if on_cpu else ROWS))
-    rows = -(-N // blocks)
-    return rows, max(1, (ENTRIES_ON_CPU if on_cpu else ENTRIES) // rows**2)
+    B, N, _ = x.shape
+    most, entries = (ROWS_ON_CPU, ENTRIES_ON_CPU) if on_cpu else (ROWS, ENTRIES)
+    if B > 1:  # there are many tiles anyway: smaller ones make more of the symmetry
+        most = -(-most // 4)
+    rows = -(-N // -(-N // most))
+    return rows, max(1, entries // rows**2)
