@@ -12,7 +12,6 @@ __all__ = ["Block", "PairMean"]
 # Entries of the differences of near pairs that are held at a time.
 DIFFERENCES = 2**19
 
-
 # From so many multiplications on, symmetry saves more than a further call costs.
 WORTH_SPLITTING = 2**25
 
@@ -131,9 +130,8 @@ class PairMean:
         shared = share_neurons(a, b)
         if shared:
             clear_own(cosines, a, b)
-        sizes = cosines.abs()
-        near = None
-        if sizes.amax().item() > self.limit:  # the one place where the host waits for the device
+        sizes, near = cosines.abs(), None
+        if sizes.amax().item() > self.limit:  # once per tile, the host waits for the device
             near = sizes > self.limit
             clear_own(near, a, b)
         F, dF = self.riesz.of_cosines(cosines, self.scale)
