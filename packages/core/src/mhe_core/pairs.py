@@ -63,7 +63,11 @@ class Block:
     def _part(self, batch: slice, rows: slice) -> Block:
         neurons, inverse = self.neurons[batch, rows], self.inverse[batch, rows]
         gradient = None if self.gradient is None else self.gradient[batch, rows]
-        return Block(neurons, inverse, self.energy[batch], gradient, self.start + rows.start)
+        part = Block(neurons, inverse, self.energy[batch], gradient, self.start + rows.start)
+        # Allocated before any tile: made between tiles, these small tensors, which last, would keep
+        # the heap from using the room of passing ones again.
+        part._radial = None if gradient is None else torch.zeros_like(inverse)
+        return part
 
     def pick(self, index: Tensor) -> Block:
         """Copies of some neurons, with a gradient of their own."""
@@ -79,12 +83,13 @@ class Block:
 
     def add_radial(self, slopes: Tensor) -> None:
         """Add slopes ``[B, n]`` along the directions, to which the gradient is orthogonal."""
-        self._radial = self.take_radial(slopes)
+        if self.gradient is not None:
+            self._radial = self.take_radial(slopes)
 
     def take_radial(self, slopes: Tensor) -> Tensor:
         """These slopes and those added before, which are now up to the caller."""
         before, self._radial = self._radial, None
-        return slopes if before is None else before + slopes
+        return slopes if before is None else before.add_(slopes)
 
     def add_slopes(self, batch: Tensor, i: Tensor, u: Tensor, du: Tensor) -> None:
         """Add slopes along some of the directions."""
