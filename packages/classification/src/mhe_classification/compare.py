@@ -28,6 +28,7 @@ from mhe_classification.train import new_model, train
 __all__ = ["CompareConfig", "compare", "main"]
 
 COLUMNS = (
+    Column("validation_error", "validation error, %", scale=100),
     Column("test_error", "test error, %", scale=100),
     Column("hidden_energy", "hidden energy", digits=4),
     Column("hidden_above_floor", "hidden above floor", digits=4),
@@ -35,8 +36,7 @@ COLUMNS = (
     Column("output_above_floor", "output above floor", digits=4),
     Column("step_seconds", "seconds a step", digits=3),
 )
-PANELS = (
-    Panel("test_error", "test error, %", scale=100),
+ENERGY_PANELS = (
     Panel("hidden_above_floor", "hidden energy above its floor", log=True),
     Panel("output_above_floor", "output energy above its floor", log=True),
 )
@@ -70,7 +70,8 @@ def compare(config: CompareConfig) -> Comparison:
     seeds = [int(seed) for seed in comma_separated(config.seeds)]
     comparison = compare_runs(train, methods, seeds, config.output)
     table = write_table(comparison, COLUMNS, config.output)
-    picture = plot_curves(comparison, PANELS, config.output / "curves.png")
+    panels = (error_panel(config), *ENERGY_PANELS)
+    picture = plot_curves(comparison, panels, config.output / "curves.png")
     angles = plot_angles(networks(comparison), config.output / "angles.png")
     print(f"\n{table}\nCurves: {picture}\nAngles: {angles}")
     return comparison
@@ -82,7 +83,13 @@ def compare_learning_rates(config: CompareConfig, lrs: Sequence[float]) -> None:
         lr: compare(replace(config, lr=lr, output=config.output / f"lr{lr:g}")) for lr in lrs
     }
     file = config.output / "learning_rates.png"
-    print(f"Errors: {plot_against('learning rate', comparisons, PANELS[0], file)}")
+    print(f"Errors: {plot_against('learning rate', comparisons, error_panel(config), file)}")
+
+
+def error_panel(config: CompareConfig) -> Panel:
+    """The error that methods are compared by: on held-out training images, if there are any."""
+    images = "validation" if config.validation_fraction else "test"
+    return Panel(f"{images}_error", f"{images} error, %", scale=100)
 
 
 def networks(comparison: Comparison) -> dict[str, nn.Module]:
