@@ -80,7 +80,7 @@ def test_compare_writes_table_and_curves_and_keeps_complete_runs(tmp_path):
 
 def test_compare_draws_errors_against_learning_rates(tmp_path):
     arguments = ["--output", tmp_path, "--regularizers", "none,mhe", "--seeds", "0", "--steps", 2]
-    arguments += ["--lrs", "0.01,0.1", *TINY]
+    arguments += ["--lrs", "0.01,0.1,1e30", *TINY]
     arguments += ["--validation-fraction", 0.2]
     compare.main(list(map(str, arguments)))
     for lr in (0.01, 0.1):  # settings are chosen by held-out images: the difference is theirs
@@ -88,6 +88,7 @@ def test_compare_draws_errors_against_learning_rates(tmp_path):
         assert heading.startswith("| method | validation error, % | test error, % | hidden")
         assert heading.endswith("| validation error, %: minus none |")
     assert (tmp_path / "learning_rates.png").stat().st_size > 5_000
+    assert "| mhe | diverged |" in (tmp_path / "lr1e+30/table.md").read_text()
     for lr in (0.01, 0.1):
         settings = yaml.safe_load((tmp_path / f"lr{lr}/mhe/seed0/config.yaml").read_text())
         assert settings["lr"] == lr

@@ -11,6 +11,7 @@ from mhe_core.training.checkpoint import CheckpointError, load_checkpoint, save_
 from mhe_core.training.command import parse
 from mhe_core.training.compare import Column, comma_separated, compare_runs, write_table
 from mhe_core.training.config import TrainingConfig
+from mhe_core.training.loop import TrainingDiverged
 from mhe_core.training.run import Run, RunError, read_config
 
 
@@ -158,6 +159,24 @@ def test_compare_has_means_deviations_and_paired_intervals(tmp_path):
     content = json.loads((tmp_path / "table.json").read_text())
     assert math.isclose(content["methods"]["b"]["difference"]["mean"], -1)
     assert [run["error"] for run in content["methods"]["a"]["runs"]] == [0.03, 0.05, 0.04]
+
+
+def test_compare_goes_on_where_a_run_diverges(tmp_path, capsys):
+    def train(config):
+        if config.regularizer == "a" and config.seed == 1:
+            raise TrainingDiverged("loss not finite at step 7")
+        return {"error": 0.5 + config.seed / 10}
+
+    methods = {name: replace(config(tmp_path), regularizer=name) for name in ("a", "b")}
+    comparison = compare_runs(train, methods, (0, 1), tmp_path)
+    assert "a, seed 1, diverged: loss not finite at step 7" in capsys.readouterr().out
+    assert [len(comparison.paths[name]) for name in ("a", "b")] == [1, 2]
+    table = write_table(comparison, [Column("error", "error")], tmp_path)
+    assert "| a | diverged | – |" in table
+    assert "| b | 0.55 ± 0.07 | – |" in table
+    content = json.loads((tmp_path / "table.json").read_text())["methods"]
+    assert content["a"]["runs"][1]["diverged"]
+    assert content["a"]["error"]["mean"] is None
 
 
 @pytest.mark.parametrize("text", ["", "a,,b", "a,a"])

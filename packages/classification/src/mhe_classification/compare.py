@@ -72,8 +72,9 @@ def compare(config: CompareConfig) -> Comparison:
     table = write_table(comparison, COLUMNS, config.output)
     panels = (error_panel(config), *ENERGY_PANELS)
     picture = plot_curves(comparison, panels, config.output / "curves.png")
-    angles = plot_angles(networks(comparison), config.output / "angles.png")
-    print(f"\n{table}\nCurves: {picture}\nAngles: {angles}")
+    print(f"\n{table}\nCurves: {picture}")
+    if any(comparison.paths.values()):
+        print(f"Angles: {plot_angles(networks(comparison), config.output / 'angles.png')}")
     return comparison
 
 
@@ -93,8 +94,8 @@ def error_panel(config: CompareConfig) -> Panel:
 
 
 def networks(comparison: Comparison) -> dict[str, nn.Module]:
-    """The first seed's network before training, and after, by method."""
-    runs = {label: paths[0] for label, paths in comparison.paths.items()}
+    """A network before training, and after, by method: of the first seed that did not diverge."""
+    runs = {label: paths[0] for label, paths in comparison.paths.items() if paths}
     trained = {label: load_classifier(path, "last")[0] for label, path in runs.items()}
     first = next(iter(runs.values()))
     facts = load_checkpoint(first / "checkpoints" / "last")["facts"]

@@ -117,15 +117,21 @@ def final_scores(run: GANConfig, scorer: Scorer) -> dict[str, Any]:
     return {**report["final"], **best}
 
 
-def plot_samples(comparison: Comparison, file: Path) -> Path:
-    """Draw each model's last grid of samples side by side, of the first seed: the same noises."""
+def plot_samples(comparison: Comparison, file: Path) -> None:
+    """Draw each model's last grid of samples side by side, of its first run that did not diverge.
+
+    With the same seed, they are of the same noises.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     grids = {
         label: Image.open(max((paths[0] / "samples").glob("step*.png")))
         for label, paths in comparison.paths.items()
+        if paths
     }
+    if not grids:
+        return
     height = max(grid.height for grid in grids.values())
     figure = Figure(figsize=(len(grids) * height / 90, height / 90 + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
@@ -135,7 +141,6 @@ def plot_samples(comparison: Comparison, file: Path) -> Path:
         axis.set_title(label, fontsize=10)
         axis.set_axis_off()
     figure.savefig(file, dpi=100)
-    return file
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from mhe_core.training.compare import (
     Column,
     Comparison,
     comma_separated,
+    common_columns,
     compare_runs,
     paired_difference,
     shown_difference,
@@ -94,8 +95,7 @@ def difference_table(
 ) -> str:
     """At each margin, what each regularizer changes: the mean over seeds and its 95 % interval."""
     first, *others = regularizers
-    every_run = [run for runs in comparison.summaries.values() for run in runs]
-    columns = [column for column in COLUMNS[:-1] if all(column.key in run for run in every_run)]
+    columns = common_columns(comparison, COLUMNS[:-1])
     titles = ["paired difference", *(column.title for column in columns)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for margin in margins:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from scipy import stats
 
 from mhe_core.training.config import TrainingConfig
+from mhe_core.training.loop import TrainingDiverged
 from mhe_core.training.run import write_atomically
 
-__all__ = ["Column", "Comparison", "comma_separated", "compare_runs", "write_table"]
+__all__ = [
+    "Column",
+    "Comparison",
+    "comma_separated",
+    "common_columns",
+    "compare_runs",
+    "write_table",
+]
 
 C = TypeVar("C", bound=TrainingConfig)
 
@@ -32,7 +40,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of each method: their directories and their summaries, one a seed."""
+    """The runs of each method: the directories of those that ended, and a summary for each seed.
+
+    Of a run that diverged, the summary has the seed and, as ``diverged``, the message.
+    """
 
     seeds: tuple[int, ...]
     paths: Mapping[str, tuple[Path, ...]]
@@ -46,6 +57,8 @@ def compare_runs(
     output: Path,
 ) -> Comparison:
     """Train every method with every seed; complete runs are kept, others continued.
+
+    That a run diverges is a result, too, and does not keep the others from being trained.
 
     Args:
         train: trains one run and returns its summary.
@@ -61,8 +74,13 @@ def compare_runs(
             number += 1
             path = Path(output) / label / f"seed{seed}"
             print(f"[{number}/{total}] {label}, seed {seed}: {path}", flush=True)
-            summaries[label].append(train(replace(config, seed=seed, output=path, resume=True)))
-            paths[label].append(path)
+            try:
+                summary = train(replace(config, seed=seed, output=path, resume=True))
+                paths[label].append(path)
+            except TrainingDiverged as error:
+                print(f"{label}, seed {seed}, diverged: {error}", flush=True)
+                summary = {"seed": seed, "diverged": str(error)}
+            summaries[label].append(summary)
     return Comparison(
         tuple(seeds),
         {label: tuple(found) for label, found in paths.items()},
@@ -75,10 +93,9 @@ def write_table(comparison: Comparison, columns: Sequence[Column], output: Path)
 
     Each cell is mean ± standard deviation over seeds. The first column is also compared with the
     first method, seed by seed: mean difference and its 95 % interval (Student's t, paired). A
-    figure that not every run has is left out.
+    figure that not every run has is left out; a run that diverged has none.
     """
-    every_run = [run for runs in comparison.summaries.values() for run in runs]
-    columns = [column for column in columns if all(column.key in run for run in every_run)]
+    columns = common_columns(comparison, columns)
     rows = {
         label: {column.key: spread(values(runs, column)) for column in columns}
         for label, runs in comparison.summaries.items()
@@ -108,7 +125,11 @@ def write_table(comparison: Comparison, columns: Sequence[Column], output: Path)
         "seeds": list(comparison.seeds),
         "baseline": baseline,
         "methods": {
-            label: {**rows[label], "difference": differences.get(label), "runs": list(runs)}
+            label: {
+                **{key: finite(cell) for key, cell in rows[label].items()},
+                "difference": finite(differences[label]) if label in differences else None,
+                "runs": list(runs),
+            }
             for label, runs in comparison.summaries.items()
         },
     }
@@ -116,15 +137,22 @@ def write_table(comparison: Comparison, columns: Sequence[Column], output: Path)
     return table
 
 
+def common_columns(comparison: Comparison, columns: Sequence[Column]) -> list[Column]:
+    """The figures that every run has which ended."""
+    every_run = [run for runs in comparison.summaries.values() for run in runs]
+    ended = [run for run in every_run if "diverged" not in run]
+    return [column for column in columns if all(column.key in run for run in ended)]
+
+
 def values(summaries: Sequence[Mapping[str, Any]], column: Column) -> list[float]:
-    """One figure of every run, in the column's unit."""
-    return [float(summary[column.key]) * column.scale for summary in summaries]
+    """One figure of every run, in the column's unit; not a number for one that diverged."""
+    return [float(summary.get(column.key, math.nan)) * column.scale for summary in summaries]
 
 
 def spread(figures: Sequence[float]) -> dict[str, float]:
     """Mean and sample standard deviation (0 for a single run)."""
-    deviation = statistics.stdev(figures) if len(figures) > 1 else 0.0
-    return {"mean": statistics.fmean(figures), "std": deviation}
+    deviation = float(np.std(figures, ddof=1)) if len(figures) > 1 else 0.0
+    return {"mean": float(np.mean(figures)), "std": deviation}
 
 
 def paired_difference(figures: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
@@ -137,13 +165,22 @@ def paired_difference(figures: Sequence[float], baseline: Sequence[float]) -> di
     return {"mean": found["mean"], "low": found["mean"] - half, "high": found["mean"] + half}
 
 
+def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """The figures with None, which JSON knows, for those that are not finite."""
+    return {name: x if math.isfinite(x) else None for name, x in figures.items()}
+
+
 def shown(cell: Mapping[str, float], digits: int) -> str:
     """A cell of the table."""
+    if math.isnan(cell["mean"]):
+        return "diverged"
     return f"{cell['mean']:.{digits}f} ± {cell['std']:.{digits}f}"
 
 
 def shown_difference(difference: Mapping[str, float], digits: int) -> str:
     """A difference and its interval."""
+    if math.isnan(difference["mean"]):
+        return "–"
     if math.isinf(difference["low"]):
         return f"{difference['mean']:+.{digits}f}"
     low, high = difference["low"], difference["high"]

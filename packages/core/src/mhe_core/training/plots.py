@@ -35,6 +35,8 @@ def plot_curves(comparison: Comparison, panels: Sequence[Panel], file: Path) -> 
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
         for label, paths in comparison.paths.items():
+            if not paths:
+                continue
             curves = [read_curve(path, panel.key) for path in paths]
             steps = sorted(set.intersection(*(set(curve) for curve in curves)))
             if not steps:
@@ -67,10 +69,8 @@ def plot_against(
     axis = figure.subplots()
     found = list(comparisons)
     for label in next(iter(comparisons.values())).summaries:
-        heights = [
-            [run[panel.key] * panel.scale for run in comparisons[value].summaries[label]]
-            for value in found
-        ]
+        runs_of = [comparisons[value].summaries[label] for value in found]
+        heights = [[run.get(panel.key, np.nan) * panel.scale for run in runs] for runs in runs_of]
         (line,) = axis.plot(found, [np.mean(runs) for runs in heights], label=label)
         for value, runs in zip(found, heights, strict=True):
             axis.plot([value] * len(runs), runs, ".", color=line.get_color(), alpha=0.6)
