@@ -63,6 +63,21 @@ def test_draws_are_a_function_of_seed_count_and_shape():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_draws_do_not_depend_on_the_number_of_threads():
+    threads = torch.get_num_threads()
+    one, more = torch.empty(2, 30, 999), torch.empty(2, 30, 999)
+    try:
+        torch.set_num_threads(1)
+        draw_gaussian_(one, 3, 1)
+        torch.set_num_threads(3)
+        draw_gaussian_(more, 3, 1)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, more)
+    quarters = torch.stack(one.view(-1).chunk(4))
+    assert (torch.corrcoef(quarters) - torch.eye(4)).abs().max() < 0.05
+
+
 def test_draws_are_standard_normal():
     sample = draw_gaussian_(torch.empty(100, 1000, dtype=torch.float64), 0, 0)
     for power, moment in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):

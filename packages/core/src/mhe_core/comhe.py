@@ -15,6 +15,7 @@ from mhe_core.regularizers import MHE
 
 __all__ = ["CoMHE", "GroupCoMHE", "RandomCoMHE", "check_integer"]
 
+USUAL = 1e-10, 1e10  # lengths of neurons whose projections can do without a factor
 LONG = 1e6  # entries of neurons whose smoothed length is their length to rounding
 
 
@@ -70,7 +71,8 @@ class CoMHE(MHE):
             return super().forward(neurons, anchors)
         self.check_dim(neurons)
         with torch.autocast(neurons.device.type, enabled=False):
-            compressed = self.compress(working_copy(neurons), self.projection)
+            half = torch.finfo(neurons.dtype).bits < 32
+            compressed = self.compress(working_copy(neurons) if half else neurons, self.projection)
         return super().forward(compressed, anchors)
 
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
@@ -111,6 +113,10 @@ class CoMHE(MHE):
         By the definition lengths do not count; the published programs' smoothing of lengths makes
         no difference to long neurons. So the factor counts as a constant.
         """
+        lengths = torch.linalg.vector_norm(neurons.detach(), dim=-1)
+        if lengths.numel() == 0 or usual(lengths):
+            return neurons
+        neurons = working_copy(neurons)
         largest = neurons.detach().abs().amax(-1, keepdim=True)
         if self.convention == "paper":
             return neurons / largest.masked_fill(largest == 0, 1.0)
@@ -257,7 +263,13 @@ class GroupCoMHE(CoMHE):
 
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
         """``[..., num_groups, N, group_dim]``."""
-        return select(neurons, projection)
+        return select(working_copy(neurons), projection)
+
+
+def usual(lengths: Tensor) -> bool:
+    """Whether all lengths are far from overflow and from 0."""
+    shortest, longest = lengths.aminmax()
+    return float(shortest) >= USUAL[0] and float(longest) <= USUAL[1]
 
 
 def check_integer(name: str, value: int, least: int) -> None:

@@ -18,6 +18,9 @@ from mhe_core.tiles import tiled_energy
 
 __all__ = ["Layer", "layer_energies", "process", "shared_energies", "sum_over_processes"]
 
+# Up to so many multiplications for U·Uᵀ, a call costs more than a copy of the neurons.
+WORTH_BATCHING = 2**25
+
 
 class Layer(NamedTuple):
     """A layer's name, regularizer and neurons ``[N, d]`` or ``[groups, N / groups, d]``."""
@@ -36,7 +39,8 @@ def layer_energies(layers: Sequence[Layer]) -> dict[str, Tensor]:
     batches: dict[Hashable, list[Layer]] = defaultdict(list)
     for layer in layers:
         riesz, x = riesz_of(layer.regularizer), layer.neurons
-        alike = layer.name if riesz is None else (riesz, x.shape, x.dtype, x.device)
+        alone = riesz is None or x.numel() * x.shape[-2] > WORTH_BATCHING
+        alike = layer.name if alone else (riesz, x.shape, x.dtype, x.device)
         batches[alike].append(layer)
     energies: dict[str, Tensor] = {}
     for batch in batches.values():
@@ -44,7 +48,6 @@ def layer_energies(layers: Sequence[Layer]) -> dict[str, Tensor]:
         if riesz is None:
             energies[batch[0].name] = called(batch[0])
             continue
-        # Of one layer, which may be large, no copy is made.
         x = torch.stack([layer.neurons for layer in batch]) if batch[1:] else batch[0].neurons[None]
         found = hyperspherical_energy(x, **riesz._asdict()).view(len(batch), -1).mean(1)
         energies.update(zip((layer.name for layer in batch), found.unbind(), strict=True))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ __all__ = [
     "project",
     "select",
 ]
+
+# On a CPU, into how many parts a draw is split, as a generator works on one thread only.
+PARTS = 4
 
 
 def project(neurons: Tensor, projection: Tensor) -> Tensor:
@@ -88,8 +92,19 @@ def draw_gaussian_(projection: Tensor, seed: int, count: int) -> Tensor:
     Returns:
         The projection.
     """
-    key = stream(seed, count, *projection.shape)
-    return projection.normal_(generator=torch.Generator(projection.device).manual_seed(key))
+    device, key = projection.device, stream(seed, count, *projection.shape)
+    if device.type != "cpu":
+        return projection.normal_(generator=torch.Generator(device).manual_seed(key))
+    inference = torch.is_inference_mode_enabled()  # which is a thread's own
+
+    def fill(number: int, part: Tensor) -> None:
+        with torch.inference_mode(inference):
+            part.normal_(generator=torch.Generator().manual_seed(stream(key, number)))
+
+    parts = projection.view(-1).chunk(PARTS)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(fill, range(len(parts)), parts))
+    return projection
 
 
 def dimension_groups(dim: int, num_groups: int, group_dim: int, seed: int) -> Tensor:
