@@ -112,6 +112,15 @@ def test_mhe_spreads_the_filters(make_trainer):
     assert energies[1.0] < energies[0.0] - 0.01
 
 
+def test_every_third_penalty_counts_three_times(make_trainer):
+    trainer, batch = make_trainer(penalty_every=3, hidden_weight=0.5)
+    expected = 3 * trainer.regularizer().item()
+    penalties = [float(trainer.step(step, batch)["penalty"]) for step in range(5)]
+    assert penalties[0] == pytest.approx(expected)
+    assert penalties[3] == pytest.approx(expected, rel=0.05)
+    assert penalties[1] == penalties[2] == penalties[4] == 0
+
+
 @pytest.mark.parametrize("regularizer", ["half_mhe", "comhe_random"])
 @pytest.mark.parametrize("model", ["dcgan", "resnet"])
 def test_any_regularizer_on_both_networks(make_trainer, regularizer, model):

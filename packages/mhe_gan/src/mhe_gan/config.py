@@ -51,6 +51,8 @@ class GANConfig(TrainingConfig, ScoreConfig):
             norm, 2e-6 without.
         output_weight: not used: the discriminator's output layer has one neuron.
         generator_weight: weight of the same regularizer on the generator's convolutions.
+        penalty_every: steps between two uses of the regularizers, each of which then counts that
+            many times; 1 is as published, more is cheaper.
         batch_size: real images a discriminator step, over all processes.
         lr: Adam's learning rate.
         beta1: Adam's decay of the mean gradient.
@@ -70,6 +72,7 @@ class GANConfig(TrainingConfig, ScoreConfig):
     hidden_weight: float | None = None  # type: ignore[assignment]  # until it is looked up
     output_weight: float = 0.0
     generator_weight: float = 0.0
+    penalty_every: int = 1
     batch_size: int = 64
     lr: float = 1e-4
     beta1: float = 0.5
@@ -90,7 +93,7 @@ class GANConfig(TrainingConfig, ScoreConfig):
             self.steps = PUBLISHED_STEPS
         TrainingConfig.__post_init__(self)
         ScoreConfig.__post_init__(self)
-        for name in ("n_dis", "sample_every", "score_every"):
+        for name in ("n_dis", "penalty_every", "sample_every", "score_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"expected --{name.replace('_', '-')} at least 1, got {value}")

@@ -162,10 +162,11 @@ class Trainer:
         self.wrapped_generator.train()
         self.wrapped_discriminator.train()
         reals = to_images(batch[0]).tensor_split(self.config.n_dis)
-        g_loss, g_penalty = self._generator_step(len(reals[0]))
+        regularized = step % self.config.penalty_every == 0
+        g_loss, g_penalty = self._generator_step(len(reals[0]), regularized)
         d_loss = d_penalty = torch.zeros((), device=g_loss.device)
         for real in reals:
-            loss, penalty = self._discriminator_step(real)
+            loss, penalty = self._discriminator_step(real, regularized)
             d_loss, d_penalty = d_loss + loss, d_penalty + penalty
         d_loss, d_penalty = d_loss / len(reals), d_penalty / len(reals)
         if self.config.ema:
@@ -179,11 +180,11 @@ class Trainer:
             "penalty": g_penalty + d_penalty,
         }
 
-    def _generator_step(self, num: int) -> tuple[Tensor, Tensor]:
+    def _generator_step(self, num: int, regularized: bool) -> tuple[Tensor, Tensor]:
         """Loss and penalty before the step; the discriminator's weights get no gradient."""
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad()
-        penalty = self._penalty(self.generator_regularizer)
+        penalty = self._penalty(self.generator_regularizer if regularized else None)
         with self.accelerator.autocast():
             # Not through DDP, which would wait for the discriminator's gradients.
             logits = self.discriminator(self.wrapped_generator(self._noise(num)))
@@ -193,14 +194,14 @@ class Trainer:
         self.discriminator.requires_grad_(True)
         return loss.detach(), penalty.detach()
 
-    def _discriminator_step(self, real: Tensor) -> tuple[Tensor, Tensor]:
+    def _discriminator_step(self, real: Tensor, regularized: bool) -> tuple[Tensor, Tensor]:
         """Loss and penalty before the step.
 
         Real and generated images go through the discriminator together, so that its spectral norm
         takes one power iteration. The regularizer reads the raw weights, and takes none.
         """
         self.discriminator_optimizer.zero_grad()
-        penalty = self._penalty(self.regularizer)
+        penalty = self._penalty(self.regularizer if regularized else None)
         with self.accelerator.autocast():
             with torch.no_grad():
                 fake = self.generator(self._noise(len(real)))
@@ -217,7 +218,7 @@ class Trainer:
         if regularizer is None:
             return torch.zeros((), device=self.accelerator.device)
         regularizer.update(self.config.lr)
-        return regularizer()
+        return self.config.penalty_every * regularizer()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
