@@ -71,8 +71,9 @@ class CoMHE(MHE):
             return super().forward(neurons, anchors)
         self.check_dim(neurons)
         with torch.autocast(neurons.device.type, enabled=False):
-            half = torch.finfo(neurons.dtype).bits < 32
-            compressed = self.compress(working_copy(neurons) if half else neurons, self.projection)
+            if neurons.dtype not in (torch.float32, torch.float64):  # others' range is small
+                neurons = working_copy(neurons)
+            compressed = self.compress(neurons, self.projection)
         return super().forward(compressed, anchors)
 
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
