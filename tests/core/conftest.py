@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from mhe_core.plugins import GROUP
 from torch import nn
 
@@ -63,3 +64,14 @@ def torchrun():
         assert result.returncode == 0, result.stderr
 
     return run
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def found(request, torchrun, tmp_path_factory):
+    """What each of 2 and 3 processes found, for which the test's own file is the program.
+
+    It is given a folder, in which the process of rank k saves k.pt.
+    """
+    folder = tmp_path_factory.mktemp("processes")
+    torchrun(request.param, request.path, folder)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]

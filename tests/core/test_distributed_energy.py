@@ -149,14 +149,6 @@ def main(folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def found(request, torchrun, tmp_path_factory):
-    """What each process found."""
-    folder = tmp_path_factory.mktemp("processes")
-    torchrun(request.param, __file__, folder)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
-
-
 def assert_close(got, expected, tolerance):
     assert got.shape == expected.shape
     assert (got - expected).norm() <= tolerance * expected.norm()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from mhe_core.energy import working_copy
+from mhe_core.lengths import in_range
 from mhe_core.projections import dimension_groups, draw_gaussian_, project, select
 from mhe_core.regularizers import MHE
 
@@ -71,13 +72,11 @@ class CoMHE(MHE):
             return super().forward(neurons, anchors)
         self.check_dim(neurons)
         with torch.autocast(neurons.device.type, enabled=False):
-            if neurons.dtype not in (torch.float32, torch.float64):  # others' range is small
-                neurons = working_copy(neurons)
             compressed = self.compress(neurons, self.projection)
         return super().forward(compressed, anchors)
 
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
-        """Neurons ``[..., N, d]`` of at least float32 to ``[..., N, k]`` or ``[..., P, N, k]``."""
+        """Neurons ``[..., N, d]`` to ``[..., N, k]`` or ``[..., P, N, k]``, at least float32."""
         raise TypeError(f"{type(self).__name__} does not define compress(neurons, projection)")
 
     def update(self, neurons: Tensor, lr: float) -> None:
@@ -114,9 +113,10 @@ class CoMHE(MHE):
         By the definition lengths do not count; the published programs' smoothing of lengths makes
         no difference to long neurons. So the factor counts as a constant.
         """
-        lengths = torch.linalg.vector_norm(neurons.detach(), dim=-1)
-        if lengths.numel() == 0 or usual(lengths):
-            return neurons
+        if neurons.dtype in (torch.float32, torch.float64):  # others' range is small
+            lengths = torch.linalg.vector_norm(neurons.detach(), dim=-1)
+            if in_range(lengths, *USUAL):
+                return neurons
         neurons = working_copy(neurons)
         largest = neurons.detach().abs().amax(-1, keepdim=True)
         if self.convention == "paper":
@@ -265,12 +265,6 @@ class GroupCoMHE(CoMHE):
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
         """``[..., num_groups, N, group_dim]``."""
         return select(working_copy(neurons), projection)
-
-
-def usual(lengths: Tensor) -> bool:
-    """Whether all lengths are far from overflow and from 0."""
-    shortest, longest = lengths.aminmax()
-    return float(shortest) >= USUAL[0] and float(longest) <= USUAL[1]
 
 
 def check_integer(name: str, value: int, least: int) -> None:

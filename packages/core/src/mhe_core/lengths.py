@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mhe_core.closed_form import Riesz
 
-__all__ = ["inverse_lengths", "unit_rows"]
+__all__ = ["in_range", "inverse_lengths", "slope_at_length", "unit_rows"]
 
 
 def inverse_lengths(x: Tensor, riesz: Riesz) -> Tensor | None:
@@ -19,18 +19,21 @@ def inverse_lengths(x: Tensor, riesz: Riesz) -> Tensor | None:
     if riesz.smoothing:
         lengths = lengths.square_().add_(riesz.smoothing**2).sqrt_()
     least, most = riesz.range_of_lengths(x.dtype)
-
-    def in_range() -> bool:
-        shortest, longest = lengths.aminmax()
-        return float(shortest) >= least and float(longest) <= most
-
-    if lengths.numel() == 0 or in_range():
+    if in_range(lengths, least, most):
         return lengths.reciprocal_()
     zero = ~x.any(-1)
     lengths.masked_fill_(zero, 1.0)
-    if in_range():
+    if in_range(lengths, least, most):
         return lengths.reciprocal_().masked_fill_(zero, 0.0)
     return None
+
+
+def in_range(lengths: Tensor, least: float, most: float) -> bool:
+    """Whether all lengths are at least and at most so much; so they are if there is none."""
+    if lengths.numel() == 0:
+        return True
+    shortest, longest = lengths.aminmax()
+    return float(shortest) >= least and float(longest) <= most
 
 
 def unit_rows(neurons: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -55,3 +58,12 @@ def unit_rows(neurons: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     else:
         lengths.clamp_min_(1.0)  # which a row with an entry of ±1 has, but for rounding
     return unit.div_(lengths), lengths.mul_(largest).squeeze(-1)
+
+
+def slope_at_length(slope: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tensor:
+    """The slope ``[..., N, d]`` at rows of these lengths ``[..., N]``, given that at unit rows.
+
+    Changes the given one; what is beyond the range of ``dtype`` stops at its limit.
+    """
+    limit = torch.finfo(dtype).max
+    return slope.div_(lengths.unsqueeze(-1)).clamp_(-limit, limit).to(dtype)

@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 from mhe_core.closed_form import Riesz
 from mhe_core.energy import check_arguments, hyperspherical_energy
-from mhe_core.lengths import inverse_lengths, unit_rows
+from mhe_core.lengths import inverse_lengths, slope_at_length, unit_rows
 from mhe_core.pairs import Block, PairMean, wide_dtype
 from mhe_core.tiles import add_all, tile_shape
 
@@ -133,8 +133,7 @@ def value_and_own_gradient(
     if gradient is None:
         return value, None
     if lengths is not None:
-        limit = torch.finfo(dtype).max
-        gradient = gradient.div_(lengths.unsqueeze(2)).clamp_(-limit, limit).to(dtype)
+        gradient = slope_at_length(gradient, lengths, dtype)
     return value, gradient.squeeze(0)
 
 

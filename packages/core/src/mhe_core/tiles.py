@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 
 from mhe_core import energy
 from mhe_core.closed_form import Riesz
-from mhe_core.lengths import inverse_lengths, unit_rows
+from mhe_core.lengths import inverse_lengths, slope_at_length, unit_rows
 from mhe_core.pairs import Block, PairMean, wide_dtype
 
 __all__ = ["tiled_energy", "value_and_gradient"]
@@ -125,8 +125,7 @@ def value_and_gradient(
     if gradient is None:
         return value, None
     if lengths is not None:
-        limit = torch.finfo(dtype).max
-        gradient = gradient.div_(lengths.unsqueeze(2)).clamp_(-limit, limit).to(dtype)
+        gradient = slope_at_length(gradient, lengths, dtype)
     return value, gradient.view(neurons.shape)
 
 

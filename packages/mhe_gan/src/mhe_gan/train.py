@@ -162,11 +162,10 @@ class Trainer:
         self.wrapped_generator.train()
         self.wrapped_discriminator.train()
         reals = to_images(batch[0]).tensor_split(self.config.n_dis)
-        regularized = step % self.config.penalty_every == 0
-        g_loss, g_penalty = self._generator_step(len(reals[0]), regularized)
+        g_loss, g_penalty = self._generator_step(len(reals[0]))
         d_loss = d_penalty = torch.zeros((), device=g_loss.device)
         for real in reals:
-            loss, penalty = self._discriminator_step(real, regularized)
+            loss, penalty = self._discriminator_step(real)
             d_loss, d_penalty = d_loss + loss, d_penalty + penalty
         d_loss, d_penalty = d_loss / len(reals), d_penalty / len(reals)
         if self.config.ema:
@@ -180,11 +179,11 @@ class Trainer:
             "penalty": g_penalty + d_penalty,
         }
 
-    def _generator_step(self, num: int, regularized: bool) -> tuple[Tensor, Tensor]:
+    def _generator_step(self, num: int) -> tuple[Tensor, Tensor]:
         """Loss and penalty before the step; the discriminator's weights get no gradient."""
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad()
-        penalty = self._penalty(self.generator_regularizer if regularized else None)
+        penalty = self._penalty(self.generator_regularizer)
         with self.accelerator.autocast():
             # Not through DDP, which would wait for the discriminator's gradients.
             logits = self.discriminator(self.wrapped_generator(self._noise(num)))
@@ -194,14 +193,14 @@ class Trainer:
         self.discriminator.requires_grad_(True)
         return loss.detach(), penalty.detach()
 
-    def _discriminator_step(self, real: Tensor, regularized: bool) -> tuple[Tensor, Tensor]:
+    def _discriminator_step(self, real: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and penalty before the step.
 
         Real and generated images go through the discriminator together, so that its spectral norm
         takes one power iteration. The regularizer reads the raw weights, and takes none.
         """
         self.discriminator_optimizer.zero_grad()
-        penalty = self._penalty(self.regularizer if regularized else None)
+        penalty = self._penalty(self.regularizer)
         with self.accelerator.autocast():
             with torch.no_grad():
                 fake = self.generator(self._noise(len(real)))
@@ -215,10 +214,11 @@ class Trainer:
         return torch.randn(num, NOISE_DIM, device=self.accelerator.device)
 
     def _penalty(self, regularizer: NetworkRegularizer | None) -> Tensor:
-        if regularizer is None:
+        every = self.config.penalty_every
+        if regularizer is None or (self.taken - 1) % every:
             return torch.zeros((), device=self.accelerator.device)
         regularizer.update(self.config.lr)
-        return self.config.penalty_every * regularizer()
+        return every * regularizer()
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
