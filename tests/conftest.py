@@ -20,3 +20,22 @@ def example_plugin(tmp_path_factory):
     source = Path(__file__).parent / "example_plugin"
     subprocess.run([*command, "--target", str(target), str(source)], check=True)
     return target
+
+
+@pytest.fixture(scope="session")
+def torchrun():
+    """Run a program in several gloo processes of one thread each."""
+
+    def run(processes, *command):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        result = subprocess.run(
+            [*launcher, f"--nproc-per-node={processes}", *map(str, command)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert result.returncode == 0, result.stderr
+
+    return run

@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from mhe_core.plugins import GROUP
@@ -45,25 +41,6 @@ def write_distribution():
         return folder
 
     return write
-
-
-@pytest.fixture(scope="session")
-def torchrun():
-    """Run a program in several gloo processes of one thread each."""
-
-    def run(processes, *command):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        result = subprocess.run(
-            [*launcher, f"--nproc-per-node={processes}", *map(str, command)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert result.returncode == 0, result.stderr
-
-    return run
 
 
 @pytest.fixture(scope="module", params=[2, 3])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -129,16 +127,10 @@ class TestWrappers:
         assert list(regularizer.terms()) == ["head"]
         torch.testing.assert_close(regularizer(), 10 * hyperspherical_energy(model.head.weight))
 
-    def test_several_processes(self, tmp_path):
+    def test_several_processes(self, tmp_path, torchrun):
         script = tmp_path / "train.py"
         script.write_text(PARALLEL)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        subprocess.run(
-            [*command, "--nproc-per-node=2", str(script), str(tmp_path)],
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
+        torchrun(2, script, tmp_path)
         first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
         assert first["names"] == second["names"] == ["0", "2"]
         # The gradient of the mean of both losses, each with the same penalty.

@@ -4,7 +4,6 @@ import math
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import mhe_gan.train
@@ -185,14 +184,9 @@ if accelerator.is_main_process:
 """
 
 
-def test_two_processes_keep_the_same_weights(tmp_path):
+def test_two_processes_keep_the_same_weights(tmp_path, torchrun):
     (tmp_path / "program.py").write_text(PROCESSES)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, str(tmp_path / "program.py"), str(tmp_path / "run")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    torchrun(2, tmp_path / "program.py", tmp_path / "run")
     assert [record["step"] for record in without_seconds(tmp_path / "run")] == [2, 4]
     assert (tmp_path / "run" / "samples" / "step000004.png").exists()
 
