@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from mhe_core.cli import main
+from mhe_core.cli.inspect import layer_table
 from mhe_core.diagnostics import inspect
-from mhe_core.inspection import layer_table
-from mhe_core.weights import load_state_dict
+from mhe_core.diagnostics.weights import load_state_dict
 from torch import nn
 
 

@@ -211,7 +211,7 @@ def test_random_angles_have_their_density(d):
 
 @pytest.mark.parametrize("half_space", [False, True])
 def test_angle_statistics_are_those_of_a_loop(half_space, monkeypatch):
-    monkeypatch.setattr("mhe_core.diagnostics.BLOCK", 30)  # several blocks a layer
+    monkeypatch.setattr("mhe_core.diagnostics.angles.BLOCK", 30)  # several blocks a layer
     neurons = normal(2, 13, 3)
     angles = torch.full((2, 13, 13), math.inf, dtype=torch.float64)
     for g, i, j in itertools.product(range(2), range(13), range(13)):

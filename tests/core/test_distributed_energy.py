@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from mhe_core import NetworkRegularizer, register_regularizer
-from mhe_core.layers import Layer, owners
+from mhe_core.network._batching import Layer
+from mhe_core.network._processes import owners
 from mhe_core.pairs import PairMean
 from mhe_core.regularizers import HalfSpaceMHE
 from torch import nn

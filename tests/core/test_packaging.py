@@ -144,7 +144,8 @@ def test_scripts_and_entry_points_lead_somewhere(package):
     groups = [project.get("scripts", {}), *project.get("entry-points", {}).values()]
     for target in (target for group in groups for target in group.values()):
         module, _, name = target.partition(":")
-        file = package / "src" / (module.replace(".", "/") + ".py")
+        path = package / "src" / module.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         tree = ast.parse(file.read_text(encoding="utf-8"))
         assert name in {getattr(node, "name", None) for node in tree.body}, target
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from mhe_core import NetworkRegularizer, neuron_matrix
-from mhe_core.bounds import lower_bound
+from mhe_core.diagnostics.bounds import lower_bound
 from mhe_core.training.augment import normalize
 from mhe_core.training.batches import whole_set
 from mhe_core.training.checkpoint import load_checkpoint

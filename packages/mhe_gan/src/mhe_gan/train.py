@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from mhe_core import NetworkRegularizer, neuron_matrix
-from mhe_core.bounds import lower_bound
+from mhe_core.diagnostics.bounds import lower_bound
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.images import ImageSet
 from mhe_core.training.loop import Batch, Loop, Stateful, TrainingDiverged, train_run

@@ -1,34 +1,22 @@
-"""Regularizing a whole network: which of its layers have neurons, and the sum of their energies."""
+"""Regularizing a whole network: the weighted sum of its layers' energies."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _WeightNorm
-from torch.nn.utils.parametrize import is_parametrized
-from torch.nn.utils.weight_norm import WeightNorm
 
 from mhe_core.energy import working_copy
-from mhe_core.layers import (
-    Layer,
-    arguments,
-    layer_energies,
-    process,
-    shared_energies,
-    sum_over_processes,
-)
+from mhe_core.network._batching import Layer, arguments, layer_energies
+from mhe_core.network._processes import process, shared_energies, sum_over_processes
+from mhe_core.network.neurons import neuron_matrix, stored_weight
+from mhe_core.network.selection import find_output_layer, matching, neuron_layers, unwrapped
 from mhe_core.plugins import create_regularizer
 
-__all__ = ["NetworkRegularizer", "has_neurons", "neuron_matrix", "stored_weight", "unwrapped"]
-
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
-LAYERS = (nn.Linear, *CONVOLUTIONS)  # those covered without being asked for
+__all__ = ["NetworkRegularizer"]
 
 
 class NetworkRegularizer(nn.Module):
@@ -182,156 +170,6 @@ class NetworkRegularizer(nn.Module):
                 yield Layer(name, self.regularizers[key(name)], neuron_matrix(layer))
 
 
-def neuron_matrix(module: nn.Module) -> Tensor:
-    """The neurons of a layer as rows: a differentiable view of its weight.
-
-    Neurons are output channels (the rows of a Linear layer's or an Embedding's weight), flattened.
-    A parametrized weight is read from its original: computing a spectral-normed weight would run a
-    power iteration, and the energy does not depend on the scale that it is divided by. Of a
-    weight-normed weight, the direction is read.
-
-    Args:
-        module: Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Embedding, or any other module whose
-            ``weight`` has neurons as rows.
-
-    Returns:
-        ``[N, d]``, or ``[groups, N / groups, d]`` for a grouped convolution.
-
-    Raises:
-        TypeError: if the module has no weight of at least two dimensions.
-
-    Example:
-        >>> from torch import nn
-        >>> from mhe_core import neuron_matrix
-        >>> neuron_matrix(nn.Conv2d(3, 16, kernel_size=5)).shape
-        torch.Size([16, 75])
-        >>> neuron_matrix(nn.ConvTranspose2d(4, 6, kernel_size=3, groups=2)).shape
-        torch.Size([2, 3, 18])
-    """
-    weight = stored_weight(module)
-    groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
-    grouped = weight.unflatten(0, (groups, -1))
-    if isinstance(module, TRANSPOSED):  # [groups, in / groups, N / groups, *kernel]
-        grouped = grouped.transpose(1, 2)
-    neurons = grouped.flatten(2)
-    return neurons.squeeze(0) if groups == 1 else neurons
-
-
-def stored_weight(module: nn.Module) -> Tensor:
-    """The tensor that is trained for a layer's weight: the same but for the neurons' lengths."""
-    weight = parametrized_weight(module)
-    if weight is None:
-        weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim < 2:
-        got = type(module).__name__
-        raise TypeError(f"expected a layer with a weight of at least two dimensions, got {got}")
-    return weight
-
-
-def parametrized_weight(module: nn.Module) -> Tensor | None:
-    """The original of a weight that is computed from one; None for a plain weight."""
-    neuron_dim = 1 if isinstance(module, TRANSPOSED) else 0
-    if is_parametrized(module, "weight"):
-        weight: Any = module.get_submodule("parametrizations.weight")
-        if hasattr(weight, "original"):
-            return weight.original
-        if isinstance(weight[0], _WeightNorm) and weight[0].dim in (neuron_dim, -1):
-            return weight.original1
-        with torch.enable_grad():  # no single tensor has the neurons' directions
-            return weight()
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm) and hook.name == "weight":
-            if hook.dim in (neuron_dim, -1):
-                return module.get_parameter("weight_v")
-            with torch.enable_grad():
-                return hook.compute_weight(module)
-    return getattr(module, "weight_orig", None)  # of torch.nn.utils.spectral_norm
-
-
-def neuron_layers(model: nn.Module, include: Iterable[str] = ()) -> dict[str, nn.Module]:
-    """The model's layers by name, in module order, tied and frozen ones with the others.
-
-    Args:
-        model: the network, unwrapped.
-        include: names or patterns of modules to add to the Linear and convolution layers.
-
-    Raises:
-        ValueError: if an entry of ``include`` fits no module whose ``weight`` has rows.
-    """
-    modules = {name: module for name, module in model.named_modules() if has_neurons(module)}
-    included = matching(modules, include, "include")
-    return {
-        name: module
-        for name, module in modules.items()
-        if isinstance(module, LAYERS) or name in included
-    }
-
-
-def find_output_layer(model: nn.Module, name: str | None, *, required: bool) -> str | None:
-    """Name of the output layer: the given one, or the one found; None if there is none.
-
-    Raises:
-        ValueError: if the given name is no layer, or none is found and it is ``required``.
-    """
-    candidates = [name for name, module in model.named_modules() if has_neurons(module)]
-    if name is not None:
-        if name not in candidates:
-            raise ValueError(f"expected output_layer to be one of {candidates}, got {name!r}")
-        return name
-    get_classifier = getattr(model, "get_classifier", None)
-    head = get_classifier() if get_classifier else model
-    inside = set(head.modules()) if isinstance(head, nn.Module) else set()
-    for name, module in reversed(neuron_layers(model).items()):
-        if module in inside and maps_channels(module):
-            return name
-    if required:
-        raise ValueError(
-            "expected an output layer (what get_classifier() returns, or a Linear layer or 1×1 "
-            f"convolution), found none: give output_layer, one of {candidates}, or output=None"
-        )
-    return None
-
-
-def maps_channels(module: nn.Module) -> bool:
-    """Whether the module is a Linear layer or a 1×1 convolution."""
-    if isinstance(module, CONVOLUTIONS):
-        return all(size == 1 for size in module.kernel_size)
-    return isinstance(module, nn.Linear)
-
-
-def has_neurons(module: nn.Module) -> bool:
-    """Whether :func:`neuron_matrix` takes the module."""
-    try:
-        stored_weight(module)
-    except TypeError:
-        return False
-    return True
-
-
-def matching(names: Iterable[str], patterns: Iterable[str], option: str) -> set[str]:
-    """Those names that equal or fit one of the patterns; a pattern that fits none is an error."""
-    names = list(names)
-    found = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        fitting = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
-        if not fitting:
-            raise ValueError(f"expected {option} to fit one of {names}, got {pattern!r}")
-        found |= fitting
-    return found
-
-
 def key(name: str) -> str:
     """A layer's name as one in a ModuleDict: without dots, and unlike a dict's methods."""
     return "/" + name.replace(".", "/")
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, DataParallel and torch.compile."""
-    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    while True:
-        if isinstance(model, parallel):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            model = model.get_submodule("_orig_mod")
-        else:
-            return model

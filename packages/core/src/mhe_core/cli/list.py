@@ -1,31 +1,13 @@
-"""The command ``mhe``."""
+"""The command ``mhe list``: the regularizers that are installed."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
-from mhe_core.inspection import add_inspect
 from mhe_core.plugins import RegularizerInfo, list_regularizers
 
-__all__ = ["main"]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run ``mhe COMMAND``; what the user got wrong is one line on stderr and exit status 2."""
-    parser = argparse.ArgumentParser(prog="mhe", description="Minimum hyperspherical energy.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_list(commands)
-    add_inspect(commands)
-    arguments = parser.parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except BrokenPipeError:  # the reader, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"mhe: error: {error}\n")
+__all__ = ["add_list"]
 
 
 def add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,7 +39,3 @@ def clashes(infos: Sequence[RegularizerInfo]) -> list[str]:
         for name, picks in claims.items()
         if len(picks) > 1
     ]
-
-
-if __name__ == "__main__":
-    main()

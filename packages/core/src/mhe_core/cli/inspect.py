@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from mhe_core.diagnostics import NEAR_DUPLICATE, LayerReport, inspect
+from mhe_core.diagnostics.weights import load_state_dict
 from mhe_core.energy import DISTANCES
-from mhe_core.weights import load_state_dict
 
 __all__ = ["add_inspect", "layer_table", "load"]
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = {"half_space": arguments.half_space, "distance": arguments.distance}
     layers = inspect(network, s=arguments.s, near=math.radians(arguments.near), **options)
     if arguments.plot:
-        from mhe_core.angle_plot import plot_angles
+        from mhe_core.diagnostics.plot import plot_angles
 
         plot_angles(network, layers, arguments.plot, half_space=arguments.half_space)
     if arguments.sort:

@@ -1,4 +1,4 @@
-"""What the neurons of a network look like: energies, what they are to be compared with, angles.
+"""What the neurons of a network look like: energies, and what they are to be compared with.
 
 ``mhe inspect`` prints these; here they are as functions. Angles are in radians.
 """
@@ -13,39 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mhe_core.bounds import lower_bound, random_angle_density, random_energy
-from mhe_core.energy import directions, hyperspherical_energy, working_copy
+from mhe_core.diagnostics.angles import NEAR_DUPLICATE, angle_statistics
+from mhe_core.diagnostics.bounds import lower_bound, random_energy
+from mhe_core.energy import hyperspherical_energy
 from mhe_core.network import has_neurons, neuron_matrix, stored_weight, unwrapped
 
-__all__ = [
-    "AngleStatistics",
-    "LayerReport",
-    "angle_histogram",
-    "angle_statistics",
-    "inspect",
-    "lower_bound",
-    "named_neurons",
-    "random_angle_density",
-    "random_energy",
-]
-
-NEAR_DUPLICATE = math.radians(10)
-BLOCK = 2**22  # cosines at a time
-
-
-@dataclass(frozen=True)
-class AngleStatistics:
-    """Angles between the neurons of a layer, in radians.
-
-    Attributes:
-        smallest: between the two nearest neurons; not-a-number for a single neuron.
-        mean: over all pairs; not-a-number for a single neuron.
-        near_duplicates: how many neurons have another one nearer than the threshold.
-    """
-
-    smallest: float
-    mean: float
-    near_duplicates: int
+__all__ = ["LayerReport", "inspect", "named_neurons"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +31,7 @@ class LayerReport:
         dim: d.
         groups: of a grouped convolution; energies and angles are within groups.
         energy: hyperspherical energy, the mean over groups.
-        lower_bound: what no N directions can go below, see :mod:`mhe_core.bounds`.
+        lower_bound: what no N directions can go below, see :mod:`mhe_core.diagnostics.bounds`.
         random_energy: expected energy of N random directions; may be infinite.
         smallest_angle: between the two nearest neurons, in radians.
         mean_angle: over all pairs, in radians.
@@ -197,82 +170,3 @@ def state_dict_layers(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, Tens
             continue
         seen.add(identity)
         yield str(key).removesuffix(".weight"), tensor.flatten(1)
-
-
-@torch.no_grad()
-def angle_statistics(
-    neurons: Tensor, *, half_space: bool = False, near: float = NEAR_DUPLICATE
-) -> AngleStatistics:
-    """Smallest and mean angle between neurons, and the number of near-duplicates.
-
-    Args:
-        neurons: ``[..., N, d]``; angles are taken within each leading index.
-        half_space: take the angles between lines, in [0, π/2].
-        near: angle in radians below which two neurons are near-duplicates.
-
-    Example:
-        >>> import torch
-        >>> angle_statistics(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])).near_duplicates
-        2
-    """
-    total, nearest, pairs = 0.0, [], 0
-    for u, start, angles in angle_blocks(neurons, half_space):
-        angles.diagonal(start).zero_()
-        pairs += angles.numel() - len(angles)
-        total += float(angles.sum(1).cpu().double().sum())
-        angles.diagonal(start).fill_(math.inf)
-        rows = u[start : start + len(angles)]
-        nearest.append(accurate_angles(rows, u[angles.argmin(1)], half_space))
-    if pairs == 0:
-        return AngleStatistics(math.nan, math.nan, 0)
-    nearest_angles = torch.cat(nearest)
-    return AngleStatistics(
-        smallest=float(nearest_angles.min()),
-        mean=total / pairs,
-        near_duplicates=int((nearest_angles < near).sum()),
-    )
-
-
-@torch.no_grad()
-def angle_histogram(neurons: Tensor, bins: int = 180, *, half_space: bool = False) -> Tensor:
-    """Density of the angles between neurons, to be held against :func:`random_angle_density`.
-
-    Args:
-        neurons: ``[..., N, d]``; angles are taken within each leading index.
-        bins: number of equal bins of [0, π], or of [0, π/2] for ``half_space``.
-        half_space: take the angles between lines, in [0, π/2].
-
-    Returns:
-        Density per radian, ``[bins]``, float64 on the CPU: its mean times the range is 1.
-    """
-    largest = math.pi / 2 if half_space else math.pi
-    counts = torch.zeros(bins, dtype=torch.float64)
-    for _, start, angles in angle_blocks(neurons, half_space):
-        angles.diagonal(start).fill_(-1.0)  # out of range: not counted
-        counts += torch.histc(angles, bins, 0.0, largest).cpu()
-    return counts / counts.sum() * (bins / largest)
-
-
-def angle_blocks(neurons: Tensor, half_space: bool) -> Iterator[tuple[Tensor, int, Tensor]]:
-    """Directions ``[N, d]``, a row of them, and the angles ``[M, N]`` of M rows from it to all.
-
-    The diagonal that starts there has each neuron's angle with itself, which is not one between
-    two neurons. Memory is that of one block.
-    """
-    matrices = directions(working_copy(neurons.detach()))
-    for u in matrices.reshape(-1, *matrices.shape[-2:]):
-        step = max(1, BLOCK // len(u))
-        for start in range(0, len(u), step):
-            cosines = (u[start : start + step] @ u.mT).clamp_(-1.0, 1.0)
-            if half_space:
-                cosines.abs_()
-            yield u, start, cosines.acos_()
-
-
-def accurate_angles(u: Tensor, v: Tensor, half_space: bool) -> Tensor:
-    """Angles between unit rows of ``u`` and ``v``, also where their cosine rounds to 1."""
-    near, far = (u - v).norm(dim=-1), (u + v).norm(dim=-1)
-    angles = 2 * torch.atan2(near, far)
-    zero = (u == 0).all(-1) | (v == 0).all(-1)  # counts as orthogonal
-    angles = angles.masked_fill(zero, math.pi / 2)
-    return torch.minimum(angles, math.pi - angles) if half_space else angles

@@ -1,0 +1,82 @@
+"""Sharing out the layers' energies over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from mhe_core.network._batching import Layer, layer_energies, riesz_of
+from mhe_core.pairs import wide_dtype
+from mhe_core.tiles import tiled_energy
+
+__all__ = ["process", "shared_energies", "sum_over_processes"]
+
+
+def shared_energies(layers: Sequence[Layer], rank: int, processes: int) -> dict[str, Tensor]:
+    """This process's share of each layer's energy; those of all processes add up to the energy.
+
+    Each depends on the layer's neurons, if only with gradient 0, so that no weight is without one.
+    """
+    whole, energies = [], {}
+    for layer, owner in zip(layers, owners(layers, processes), strict=True):
+        riesz, x = riesz_of(layer.regularizer), layer.neurons
+        if owner == rank:
+            whole.append(layer)
+        elif owner is None and riesz is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                energies[layer.name] = tiled_energy(x, None, riesz, (rank, processes)).mean()
+        else:
+            energies[layer.name] = x[..., :0].sum(dtype=torch.promote_types(x.dtype, torch.float32))
+    energies |= layer_energies(whole)
+    return {layer.name: energies[layer.name] for layer in layers}
+
+
+def owners(layers: Sequence[Layer], processes: int) -> list[int | None]:
+    """The process that computes each layer; None for those whose tiles are shared out.
+
+    These are layers with more work than a process's share of the whole. The others go, the largest
+    first, to the process that has the least to do so far.
+    """
+    costs = [layer.neurons.numel() * layer.neurons.shape[-2] for layer in layers]
+    load = [0] * processes
+    chosen: list[int | None] = [None] * len(layers)
+    for k in sorted(range(len(layers)), key=lambda k: -costs[k]):
+        if costs[k] * processes > sum(costs) and riesz_of(layers[k].regularizer) is not None:
+            continue
+        owner = load.index(min(load))
+        load[owner] += costs[k]
+        chosen[k] = owner
+    return chosen
+
+
+def process() -> tuple[int, int]:
+    """Rank of this process, and their number: (0, 1) without torch.distributed."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def sum_over_processes(share: Tensor) -> Tensor:
+    """The sum of all processes' shares; its gradient is what, averaged over them, is the whole's.
+
+    A collective operation: all processes have to call it.
+    """
+    return _SumOverProcesses.apply(share)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The gradients of the shares, which are averaged later, are to be added up."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor) -> Tensor:
+        total = share.to(wide_dtype(share.device), copy=True)
+        dist.all_reduce(total)
+        return total.to(share.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return grad_output * dist.get_world_size()
