@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 RUNS ?= runs
 
-.PHONY: demo demo-faces demo-gan test lint format bench clean
+.PHONY: demo demo-faces demo-gan test test-all lint format bench clean
 
 demo: $(VENV)/.classification  ## train on the embedded digits with and without MHE: a table, a picture
 	$(BIN)/mhe-classification compare --output $(RUNS)/demo --data digits --model vgg9 --width 0.25 \
@@ -20,8 +20,11 @@ demo-gan: $(VENV)/.mhe_gan  ## train a small GAN on the embedded digits and draw
 	$(BIN)/mhe-gan train --output $(RUNS)/demo-gan --resume --width 0.125 --lr 2e-4 --steps 600
 	$(BIN)/mhe-gan sample $(RUNS)/demo-gan --num 64 --output $(RUNS)/demo-gan/samples.png
 
-test: $(VENV)/.development
+test: $(VENV)/.development  ## the fast tests
 	$(BIN)/python -m pytest -q
+
+test-all: $(VENV)/.development  ## all tests, the slow ones too
+	$(BIN)/python -m pytest -q -m ""
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .

@@ -1,14 +1,23 @@
 """What every test relies on."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from support import programs
 
 # Tiny networks run faster on one thread, and the processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +27,7 @@ def example_plugin(tmp_path_factory):
     offline = ["--no-deps", "--no-build-isolation", "--no-index"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", *offline]
     source = Path(__file__).parent / "example_plugin"
-    subprocess.run([*command, "--target", str(target), str(source)], check=True)
+    programs.run_program(*command, "--target", target, source)
     return target
 
 
@@ -26,16 +35,7 @@ def example_plugin(tmp_path_factory):
 def torchrun():
     """Run a program in several gloo processes of one thread each."""
 
-    def run(processes, *command):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        result = subprocess.run(
-            [*launcher, f"--nproc-per-node={processes}", *map(str, command)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert result.returncode == 0, result.stderr
+    def run(processes, *command, **options):
+        return programs.run_program(*programs.torchrun(processes, *command), **options)
 
     return run
