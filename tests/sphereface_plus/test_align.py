@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mhe_core.training.images import read_image
 from PIL import Image
 from sphereface_plus.align import AlignConfig, align
 from sphereface_plus.faces import (
@@ -19,7 +20,6 @@ from sphereface_plus.faces import (
     SIZES,
     Face,
     FaceDetector,
-    open_photograph,
     select_face,
     similarity,
     warp_face,
@@ -89,7 +89,7 @@ def test_landmarks_of_real_faces_come_to_the_reference_points(orl):
     photographs = sorted(orl.glob("*/*/*_0001.jpg")) + sorted(orl.glob("*/*/*_0006.jpg"))
     assert len(photographs) == 80
     for path in photographs:
-        image = open_photograph(path)
+        image = read_image(path)
         landmarks = select_face(detector(image), image.size, "centre").landmarks
         matrix = similarity(landmarks, LANDMARKS)
         distances.append(landmarks @ matrix[:, :2].T + matrix[:, 2] - LANDMARKS)

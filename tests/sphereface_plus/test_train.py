@@ -184,7 +184,8 @@ def test_a_folder_of_faces_with_people_held_out(people, tmp_path):
 def test_images_decoded_by_workers_and_in_memory_train_alike(people, tmp_path, monkeypatch):
     runs = []
     for limit, workers in ((2**31, 0), (0, 2)):
-        monkeypatch.setattr("mhe_core.training.images.IN_MEMORY", limit)
+        monkeypatch.setattr("mhe_core.training.images.loading.IN_MEMORY", limit)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         from mhe_core.training.images import load_folder
 
         load_folder.cache_clear()

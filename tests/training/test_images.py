@@ -55,7 +55,8 @@ def test_test_labels_follow_the_training_classes(folder):
 
 def test_decoding_on_demand_gives_the_same_images(folder, monkeypatch):
     in_memory = load_folder(folder / "train")
-    monkeypatch.setattr("mhe_core.training.images.IN_MEMORY", 0)
+    monkeypatch.setattr("mhe_core.training.images.loading.IN_MEMORY", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     load_folder.cache_clear()
     on_demand = load_folder(folder / "train")
     load_folder.cache_clear()

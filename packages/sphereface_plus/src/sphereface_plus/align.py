@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from mhe_core.training.command import parse, run_command
+from mhe_core.training.images import NOT_IMAGES, DataError, find_images, read_image
 from mhe_core.training.run import write_atomically
 from PIL import Image, ImageDraw, ImageOps
 from torch.utils.data import DataLoader, Dataset
@@ -27,14 +28,12 @@ from sphereface_plus.faces import (
     SIZES,
     FaceDetector,
     centre_crop,
-    open_photograph,
     select_face,
     warp_face,
 )
 
 __all__ = ["AlignConfig", "align", "main"]
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
 KEPT = {".jpg", ".jpeg", ".png"}  # the others are written as PNG
 JOURNAL, REPORT = "align.jsonl", "align.json"
 ALIGNED, NO_FACE, UNREADABLE = "aligned", "without a face", "unreadable"
@@ -88,7 +87,7 @@ def align(config: AlignConfig) -> dict[str, Any]:
         ValueError: if the output folder lies in it, was made with other settings, or two files
             would be written to the same place.
     """
-    names, ignored = find_images(config)
+    names, left_out = find_photographs(config)
     settings = {key: getattr(config, key) for key in ("size", "select", "fallback")}
     journal = config.output / JOURNAL
     records = read_journal(journal, settings)
@@ -111,15 +110,15 @@ def align(config: AlignConfig) -> dict[str, Any]:
             file.flush()
 
     found = [records[name] for name in names]
-    report = summarise(found, ignored, settings)
+    report = summarise(found, left_out, settings)
     write_atomically(config.output / REPORT, json.dumps(report, indent=2) + "\n")
     if config.preview is not None:
         contact_sheet(found, config).save(config.preview)
     return report
 
 
-def find_images(config: AlignConfig) -> tuple[list[str], list[str]]:
-    """Paths below the folder, of images and of other files, hidden ones left out."""
+def find_photographs(config: AlignConfig) -> tuple[list[str], dict[str, list[str]]]:
+    """Paths below the folder, of images, and of what is left out, by reason."""
     root = config.images
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of photographs at {root}, found none")
@@ -128,18 +127,19 @@ def find_images(config: AlignConfig) -> tuple[list[str], list[str]]:
             f"expected --output outside of {root}, got {config.output}, "
             "where its faces would be taken for photographs"
         )
-    files = sorted(
-        str(path.relative_to(root))
-        for path in root.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
-    names = [name for name in files if Path(name).suffix.lower() in IMAGES]
+    found = find_images(root)
+    names = sorted(str(path.relative_to(root)) for path in found.paths)
     if not names:
-        raise FileNotFoundError(f"expected images in {root}, found none in {len(files)} files")
+        remarks = "; ".join(found.remarks()) or "nothing is there"
+        raise FileNotFoundError(f"expected images in {root}, found none ({remarks})")
     places = Counter(output_name(name) for name in names)
     if clashes := [name for name in names if places[output_name(name)] > 1]:
         raise ValueError(f"expected different names for {', '.join(clashes)}: rename all but one")
-    return names, [name for name in files if Path(name).suffix.lower() not in IMAGES]
+    left_out = {
+        why: [str(path.relative_to(root)) for path in paths]
+        for why, paths in found.left_out.items()
+    }
+    return names, left_out
 
 
 def output_name(name: str) -> str:
@@ -197,10 +197,9 @@ class Photographs(Dataset):
         name = self.names[index]
         config = self.config
         try:
-            image = open_photograph(config.images / name)
-        except Exception as error:  # Pillow raises many types for a damaged file
-            reason = f"{type(error).__name__}: {error}"
-            return {"image": name, "status": UNREADABLE, "reason": reason, "output": None}
+            image = read_image(config.images / name)
+        except DataError as error:
+            return {"image": name, "status": UNREADABLE, "reason": str(error), "output": None}
         if self.detector is None:
             self.detector = FaceDetector(self.device)
         faces = self.detector(image)
@@ -239,7 +238,9 @@ def write_image(image: Image.Image, file: Path) -> None:
     os.replace(temporary, file)
 
 
-def summarise(records: list[Record], ignored: list[str], settings: dict[str, str]) -> Record:
+def summarise(
+    records: list[Record], left_out: dict[str, list[str]], settings: dict[str, str]
+) -> Record:
     """The report."""
     without = [r["image"] for r in records if r["status"] == NO_FACE]
     unreadable = {r["image"]: r["reason"] for r in records if r["status"] == UNREADABLE}
@@ -249,7 +250,8 @@ def summarise(records: list[Record], ignored: list[str], settings: dict[str, str
         "aligned": len(records) - len(without) - len(unreadable),
         "without_a_face": without,
         "unreadable": unreadable,
-        "not_images": ignored,
+        "not_images": left_out.get(NOT_IMAGES, []),
+        "left_out": {why: names for why, names in left_out.items() if why != NOT_IMAGES},
     }
 
 
@@ -261,7 +263,7 @@ def contact_sheet(records: list[Record], config: AlignConfig, pairs: int = 40) -
     columns = 5
     sheet = Image.new("RGB", (columns * (2 * width + 8), -(-len(chosen) // columns) * (height + 8)))
     for place, record in enumerate(chosen):
-        photograph = open_photograph(config.images / record["image"])
+        photograph = read_image(config.images / record["image"])
         small = ImageOps.contain(photograph, (width, height))
         draw = ImageDraw.Draw(small)
         for x, y in np.array(record.get("landmarks", [])) * (small.width / photograph.width):
@@ -269,7 +271,7 @@ def contact_sheet(records: list[Record], config: AlignConfig, pairs: int = 40) -
         row, column = divmod(place, columns)
         left, top = column * (2 * width + 8), row * (height + 8)
         sheet.paste(small, (left + (width - small.width) // 2, top + (height - small.height) // 2))
-        sheet.paste(open_photograph(config.output / record["output"]), (left + width, top))
+        sheet.paste(read_image(config.output / record["output"]), (left + width, top))
     return sheet
 
 
@@ -280,10 +282,12 @@ def report_lines(report: Record, output: Path) -> Iterator[str]:
     for name, reason in report["unreadable"].items():
         yield f"unreadable: {name} ({reason})"
     crop = " (centre crop written)" if report["fallback"] == "centre-crop" else ""
+    left_out = {NOT_IMAGES: report["not_images"], **report["left_out"]}
+    others = ", ".join(f"{len(names)} {why}" for why, names in left_out.items())
     yield (
         f"{report['images']} images: {report['aligned']} aligned, "
         f"{len(report['without_a_face'])} without a face{crop}, "
-        f"{len(report['unreadable'])} unreadable; {len(report['not_images'])} other files; "
+        f"{len(report['unreadable'])} unreadable; left out: {others}; "
         f"report in {output / REPORT}"
     )
 

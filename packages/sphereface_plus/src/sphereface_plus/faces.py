@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-__all__ = ["SIZES", "Face", "FaceDetector", "centre_crop", "open_photograph", "warp_face"]
+__all__ = ["SIZES", "Face", "FaceDetector", "centre_crop", "warp_face"]
 
 Points = NDArray[np.float64]
 
@@ -41,26 +39,6 @@ class Face:
     box: Points
     probability: float
     landmarks: Points
-
-
-def open_photograph(path: Path) -> Image.Image:
-    """An image file as RGB, turned as its EXIF data says, whatever its mode.
-
-    Raises:
-        OSError, ValueError, SyntaxError, …: whatever Pillow raises for a damaged file.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that is an error
-        with Image.open(path) as image:
-            image.load()
-            turned = ImageOps.exif_transpose(image)
-    if turned.mode.startswith(("I", "F")):  # more than 8 bits a pixel: Pillow would cut them off
-        grey = np.asarray(turned, dtype=np.float64)
-        grey = grey / 257 if grey.max() > 255 else grey
-        turned = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-    if turned.has_transparency_data:
-        turned = turned.convert("RGBA")
-    return turned.convert("RGB")
 
 
 class FaceDetector:

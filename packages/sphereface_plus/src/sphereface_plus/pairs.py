@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mhe_core.training.images import DataError, ImageSet
+from mhe_core.training.images import SUFFIXES, DataError, ImageSet, image_size
 from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Pair", "PairSet", "draw_pairs", "find_pairs", "read_pairs"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 ENUMERATED = 2000  # images among which all pairs are listed to draw from
 
 
@@ -153,18 +152,7 @@ def images_on_demand(paths: tuple[Path, ...], size: tuple[int, int] | None) -> I
     if size is None:
         size = image_size(paths[0])
     labels = torch.zeros(len(paths), dtype=torch.int64)
-    return ImageSet(labels=labels, classes=("face",), size=size, pixels=None, paths=paths)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:  # Pillow raises many types for a damaged file
-        raise DataError(f"cannot read the image {path}: {error}") from error
+    return ImageSet(labels=labels, classes=("face",), size=size, pixels=None, files=paths)
 
 
 def draw_pairs(images: ImageSet, folds: int = 10, per_fold: int = 30, seed: int = 0) -> PairSet:

@@ -114,7 +114,9 @@ def show_pair(axes: np.ndarray, pairs: PairSet, index: int, score: float) -> Non
 
 def image_name(images: ImageSet, index: int) -> str:
     """The image's file without folder and ending, or its class where it has no file."""
-    return images.paths[index].stem if images.paths else images.classes[images.labels[index]]
+    if images.files:
+        return Path(str(images.file(index))).stem
+    return images.classes[images.labels[index]]
 
 
 def new_figure() -> tuple[Figure, Axes]:
