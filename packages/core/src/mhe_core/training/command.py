@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,8 +104,24 @@ def run_command(
 ) -> int:
     """Run one command; an error that the user can mend is printed without a traceback."""
     try:
-        command(arguments)
+        with _log_on_stderr():
+            command(arguments)
     except (OSError, ValueError, ImportError, FloatingPointError) as error:
         print(f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Show what mhe_core logs, such as what was found in a folder: of several processes, one."""
+    logger = logging.getLogger("mhe_core")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    if os.environ.get("RANK", "0") == "0":
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
