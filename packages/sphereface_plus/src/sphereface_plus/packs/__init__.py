@@ -1,0 +1,10 @@
+"""Faces as they are handed round: insightface's packs, read without mxnet.
+
+:class:`RecordPack` is a training set in one file, ``train.rec`` with ``train.idx``;
+:func:`read_verification_pack` reads pairs in one file, ``lfw.bin`` and its like.
+"""
+
+from sphereface_plus.packs.record_pack import RecordPack
+from sphereface_plus.packs.verification_pack import read_verification_pack
+
+__all__ = ["RecordPack", "read_verification_pack"]
