@@ -15,7 +15,7 @@ from mhe_core import (
     register_regularizer,
 )
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations
 
 
 @pytest.fixture(autouse=True)
@@ -90,20 +90,6 @@ class TestParametrizedWeights:
             assert list(regularizer.terms()) == ["0"]
         regularizer().backward()
         assert g.grad.abs().sum() > 0
-
-    def test_other_parametrizations_are_not_computed(self, small_network):
-        class Counted(nn.Module):
-            calls = 0
-
-            def forward(self, weight):
-                Counted.calls += 1
-                return 2 * weight
-
-        model = small_network()
-        parametrize.register_parametrization(model.conv, "weight", Counted())
-        calls = Counted.calls
-        NetworkRegularizer(model)().backward()
-        assert Counted.calls == calls
 
 
 def weight_normed(layer: nn.Module, kind: str) -> tuple[nn.Parameter, nn.Parameter]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mhe_core.diagnostics.angles import NEAR_DUPLICATE, angle_statistics
 from mhe_core.diagnostics.bounds import lower_bound, random_energy
 from mhe_core.energy import hyperspherical_energy
-from mhe_core.network import has_neurons, neuron_matrix, stored_weight, unwrapped
+from mhe_core.network import named_weights
 
 __all__ = ["LayerReport", "inspect", "named_neurons"]
 
@@ -127,7 +127,7 @@ def named_neurons(
         ValueError: if there is no layer with at least two neurons.
     """
     if isinstance(model_or_state_dict, nn.Module):
-        layers = model_layers(unwrapped(model_or_state_dict))
+        layers = model_layers(model_or_state_dict)
     elif isinstance(model_or_state_dict, Mapping):
         layers = state_dict_layers(model_or_state_dict)
     else:
@@ -144,19 +144,12 @@ def named_neurons(
 
 
 def model_layers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Layers by the module's name, other parameters by their own; a tied weight once."""
+    """The network's weights by name; a tied one once."""
     seen = set()
-    for name, module in model.named_modules():
-        if has_neurons(module):
-            weight = stored_weight(module)
-            if weight not in seen:
-                yield name, neuron_matrix(module)
-            seen.add(weight)
-        for own_name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim < 2 or parameter in seen or "parametrizations" in name.split("."):
-                continue
-            seen.add(parameter)
-            yield f"{name}.{own_name}".lstrip("."), parameter.flatten(1)
+    for name, weight in named_weights(model).items():
+        if weight.problem is None and weight.identity not in seen:
+            seen.add(weight.identity)
+            yield name, weight.neurons()
 
 
 def state_dict_layers(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

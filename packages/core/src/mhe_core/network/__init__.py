@@ -1,7 +1,23 @@
 """From a network to the energy of its neurons."""
 
-from mhe_core.network.neurons import has_neurons, neuron_matrix, stored_weight
+from mhe_core.network._weight import Weight
+from mhe_core.network._wrappers import unwrapped
+from mhe_core.network.neurons import (
+    has_neurons,
+    module_weights,
+    named_weights,
+    neuron_matrix,
+    weight_at,
+)
 from mhe_core.network.regularizer import NetworkRegularizer
-from mhe_core.network.selection import unwrapped
 
-__all__ = ["NetworkRegularizer", "has_neurons", "neuron_matrix", "stored_weight", "unwrapped"]
+__all__ = [
+    "NetworkRegularizer",
+    "Weight",
+    "has_neurons",
+    "module_weights",
+    "named_weights",
+    "neuron_matrix",
+    "unwrapped",
+    "weight_at",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from mhe_core.energy import working_copy
 from mhe_core.network._batching import Layer, arguments, layer_energies
 from mhe_core.network._processes import process, shared_energies, sum_over_processes
-from mhe_core.network.neurons import neuron_matrix, stored_weight
-from mhe_core.network.selection import find_output_layer, matching, neuron_layers, unwrapped
+from mhe_core.network._wrappers import unwrapped
+from mhe_core.network.neurons import weight_at
+from mhe_core.network.selection import find_output_layer, matching, neuron_layers
 from mhe_core.plugins import create_regularizer
 
 __all__ = ["NetworkRegularizer"]
@@ -98,12 +100,12 @@ class NetworkRegularizer(nn.Module):
         self.share_work = share_work
 
         model = unwrapped(model)
-        # A bound method: the model itself as an attribute would be registered as a submodule.
-        self._layer = model.get_submodule
+        # Not the model itself, which as an attribute would be registered as a submodule.
+        self._weight = partial(weight_at, model)
         self._output_name = find_output_layer(model, output_layer, required=output is not None)
         layers = neuron_layers(model, include)
         if self._output_name is not None:
-            layers[self._output_name] = self._layer(self._output_name)
+            layers[self._output_name] = self._weight(self._output_name)
         excluded = matching(layers, exclude, "exclude")
 
         self.regularizers = nn.ModuleDict()
@@ -112,13 +114,16 @@ class NetworkRegularizer(nn.Module):
         for name in sorted(layers, key=lambda name: name != self._output_name):
             is_output = name == self._output_name
             chosen, options = (output, output_options) if is_output else (hidden, hidden_options)
-            weight = stored_weight(layers[name])
-            *_, N, d = neuron_matrix(layers[name]).shape
-            if chosen is None or name in excluded or weight in taken or N < 2:
+            weight = layers[name]
+            if chosen is None or name in excluded or weight.identity in taken:
                 continue
-            taken.add(weight)
+            neurons = weight.neurons()
+            *_, N, d = neurons.shape
+            if N < 2:
+                continue
+            taken.add(weight.identity)
             regularizer = create_regularizer(chosen, N, d, **(options or {}))
-            self.regularizers[key(name)] = regularizer.to(weight.device)
+            self.regularizers[key(name)] = regularizer.to(neurons.device)
         self._names = [name for name in layers if key(name) in self.regularizers]
 
     def forward(self) -> Tensor:
@@ -165,9 +170,9 @@ class NetworkRegularizer(nn.Module):
     def _trained_layers(self) -> Iterator[Layer]:
         """The layers that are not frozen, as they are now."""
         for name in self._names:
-            layer = self._layer(name)
-            if stored_weight(layer).requires_grad:
-                yield Layer(name, self.regularizers[key(name)], neuron_matrix(layer))
+            weight = self._weight(name)
+            if weight.trained:
+                yield Layer(name, self.regularizers[key(name)], weight.neurons())
 
 
 def key(name: str) -> str:

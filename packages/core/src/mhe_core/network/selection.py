@@ -7,30 +7,31 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from mhe_core.network.neurons import CONVOLUTIONS, has_neurons
+from mhe_core.network._in_use import CONVOLUTIONS
+from mhe_core.network._weight import Weight
+from mhe_core.network.neurons import named_weights
 
-__all__ = ["find_output_layer", "matching", "neuron_layers", "unwrapped"]
-
-LAYERS = (nn.Linear, *CONVOLUTIONS)  # those covered without being asked for
+__all__ = ["find_output_layer", "matching", "neuron_layers"]
 
 
-def neuron_layers(model: nn.Module, include: Iterable[str] = ()) -> dict[str, nn.Module]:
+def neuron_layers(model: nn.Module, include: Iterable[str] = ()) -> dict[str, Weight]:
     """The model's layers by name, in module order, tied and frozen ones with the others.
 
     Args:
-        model: the network, unwrapped.
-        include: names or patterns of modules to add to the Linear and convolution layers.
+        model: the network.
+        include: names or patterns of weights to add to those that are covered without being asked.
 
     Raises:
-        ValueError: if an entry of ``include`` fits no module whose ``weight`` has rows.
+        ValueError: if an entry of ``include`` fits no weight.
     """
-    modules = {name: module for name, module in model.named_modules() if has_neurons(module)}
-    included = matching(modules, include, "include")
-    return {
-        name: module
-        for name, module in modules.items()
-        if isinstance(module, LAYERS) or name in included
-    }
+    weights = readable(model)
+    included = matching(weights, include, "include")
+    return {name: weight for name, weight in weights.items() if weight.usual or name in included}
+
+
+def readable(model: nn.Module) -> dict[str, Weight]:
+    """The weights without those that cannot be read."""
+    return {name: w for name, w in named_weights(model).items() if w.problem is None}
 
 
 def find_output_layer(model: nn.Module, name: str | None, *, required: bool) -> str | None:
@@ -39,7 +40,7 @@ def find_output_layer(model: nn.Module, name: str | None, *, required: bool) -> 
     Raises:
         ValueError: if the given name is no layer, or none is found and it is ``required``.
     """
-    candidates = [name for name, module in model.named_modules() if has_neurons(module)]
+    candidates = list(readable(model))
     if name is not None:
         if name not in candidates:
             raise ValueError(f"expected output_layer to be one of {candidates}, got {name!r}")
@@ -47,8 +48,8 @@ def find_output_layer(model: nn.Module, name: str | None, *, required: bool) -> 
     get_classifier = getattr(model, "get_classifier", None)
     head = get_classifier() if get_classifier else model
     inside = set(head.modules()) if isinstance(head, nn.Module) else set()
-    for name, module in reversed(neuron_layers(model).items()):
-        if module in inside and maps_channels(module):
+    for name, weight in reversed(neuron_layers(model).items()):
+        if weight.module in inside and maps_channels(weight.module):
             return name
     if required:
         raise ValueError(
@@ -75,15 +76,3 @@ def matching(names: Iterable[str], patterns: Iterable[str], option: str) -> set[
             raise ValueError(f"expected {option} to fit one of {names}, got {pattern!r}")
         found |= fitting
     return found
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, DataParallel and torch.compile."""
-    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    while True:
-        if isinstance(model, parallel):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            model = model.get_submodule("_orig_mod")
-        else:
-            return model

@@ -1,0 +1,177 @@
+"""The effective weight of a layer that one of PEFT's adapters wraps, without importing PEFT.
+
+Known are LoRA (with DoRA and rsLoRA), OFT, BOFT, IA3, trainable tokens, and whatever adds a matrix
+to the weight and says so. Where adapters are disabled or merged, it is the wrapped layer's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mhe_core.network._weight import Weight, dense
+
+__all__ = ["adapter_weights"]
+
+Step = Callable[[Tensor], Tensor]
+
+
+def adapter_weights(
+    module: Any, read: Callable[[nn.Module], Mapping[str, Weight]]
+) -> dict[str, Weight] | None:
+    """The weights of an adapter layer by name; None if the module is none.
+
+    Args:
+        module: any module.
+        read: reads the weights of the wrapped module.
+    """
+    if "base_layer" not in module._modules or not hasattr(module, "adapter_layer_names"):
+        return None
+    base = read(module.base_layer)
+    children = tuple(module.children())
+    weights = {name: replace(w, replaces=(*w.replaces, *children)) for name, w in base.items()}
+    adapters = [] if module.disable_adapters or module.merged else active_adapters(module)
+    if not adapters:
+        return weights
+    name = getattr(module, "parameter_name", "weight")
+    if name not in weights and isinstance(module.base_layer, nn.MultiheadAttention):
+        name = "in_proj_weight"
+        out = read(module.base_layer.out_proj)
+        weights["out_proj"] = replace(out["weight"], replaces=children)
+    if name not in weights:
+        return weights
+    steps = [step_of(module, adapter) for adapter in adapters]
+    weight = weights[name]
+    if None in steps:
+        kind = f"{type(module).__module__}.{type(module).__name__}"
+        weights[name] = replace(weight, problem=f"what the adapter {kind} does is not known")
+        return weights
+    own = (p for a in adapters for p in adapter_parameters(module, a))
+
+    def effective() -> Tensor:
+        value = dense(weight.read())
+        for step in steps:
+            value = step(value)  # type: ignore[misc]
+        return value
+
+    weights[name] = replace(weight, sources=(*weight.sources, *own), read=effective)
+    return weights
+
+
+def active_adapters(module: Any) -> list[str]:
+    """The adapters that the layer has and forward uses."""
+    return [name for name in module.active_adapters if adapter_parameters(module, name)]
+
+
+def adapter_parameters(module: Any, adapter: str) -> list[Tensor]:
+    """The adapter's own parameters in this layer."""
+    parameters: list[Tensor] = []
+    for name in module.adapter_layer_names:
+        held: Any = getattr(module, name, None)
+        part = held[adapter] if hasattr(held, "keys") and adapter in held else None
+        if isinstance(part, nn.Module):
+            parameters += part.parameters()
+        elif isinstance(part, Tensor):
+            parameters.append(part)
+    return parameters
+
+
+def step_of(module: Any, adapter: str) -> Step | None:
+    """What the adapter does to the weight; None if that is not known."""
+    for has, step in STEPS.items():
+        if adapter in getattr(module, has, ()):
+            return step(module, adapter)
+    says = getattr(module, "supports_lora_conversion", None)
+    if says is not None and says(adapter):
+        return added(module, adapter)
+    return None
+
+
+def added(module: Any, adapter: str) -> Step:
+    """W + ΔW, with ΔW in the layout of W."""
+    return lambda weight: weight + module.get_delta_weight(adapter)
+
+
+def lora(module: Any, adapter: str) -> Step | None:
+    """LoRA and rsLoRA (Hu et al. 2021, arXiv:2106.09685); DoRA by its own."""
+    variants = getattr(module, "lora_variant", {})
+    if adapter not in variants:
+        return added(module, adapter)
+    if adapter in (getattr(module, "lora_magnitude_vector", None) or ()):
+        return dora(module, adapter)
+    return added(module, adapter) if type(variants[adapter]).__name__.startswith("MiCA") else None
+
+
+def dora(module: Any, adapter: str) -> Step:
+    """M · (W + ΔW) / ‖W + ΔW‖, the norm without a gradient (DoRA, Liu et al. 2024, 2402.09353)."""
+    magnitude = module.lora_magnitude_vector[adapter].weight
+    base = module.get_base_layer()
+    columns = module.fan_in_fan_out or isinstance(base, nn.Embedding)
+
+    def step(weight: Tensor) -> Tensor:
+        changed = weight + module.get_delta_weight(adapter)
+        others = (0,) if columns else tuple(range(1, changed.ndim))
+        norm = torch.linalg.vector_norm(changed.detach(), dim=others, keepdim=True)
+        return magnitude.view(norm.shape) / norm * changed
+
+    return step
+
+
+def oft(module: Any, adapter: str) -> Step:
+    """The rows turned: W·Rᵀ (OFT, Qiu et al. 2023, arXiv:2306.07280)."""
+    rotation = module.oft_R[adapter]
+
+    def step(weight: Tensor) -> Tensor:
+        # On a copy, as the constrained variant projects its parameter in forward.
+        own = {"weight": rotation.weight.clone()}
+        eye = torch.eye(rotation.in_features, device=weight.device, dtype=own["weight"].dtype)
+        turned = functional_call(rotation, own, (eye,)).to(weight.dtype)
+        if module.fan_in_fan_out:
+            return turned @ weight
+        return (weight.flatten(1) @ turned.mT).view_as(weight)
+
+    return step
+
+
+def boft(module: Any, adapter: str) -> Step:
+    """Turned by a butterfly of blocks, then scaled by row (BOFT, Liu et al. 2023, 2311.06243)."""
+
+    def step(weight: Tensor) -> Tensor:
+        turn, scale = (part.to(weight.dtype) for part in module.get_delta_weight(adapter))
+        turned = weight.flatten(1) @ turn.mT
+        return (turned * scale.reshape(-1, 1)).view_as(weight)
+
+    return step
+
+
+def ia3(module: Any, adapter: str) -> Step:
+    """Inputs or outputs scaled (IA3, Liu et al. 2022, arXiv:2205.05638)."""
+    scale = module.ia3_l[adapter]
+    by_channel = getattr(module, "_get_ia3_scaling_for_weight", None)
+
+    def step(weight: Tensor) -> Tensor:
+        if by_channel is not None:
+            return weight * by_channel(scale)
+        return weight * (scale.T if module.fan_in_fan_out else scale)
+
+    return step
+
+
+def tokens(module: Any, adapter: str) -> Step:
+    """Some rows of an embedding replaced."""
+    return lambda weight: module.get_merged_weights([adapter])
+
+
+STEPS: dict[str, Callable[[Any, str], Step | None]] = {
+    "lora_A": lora,
+    "lora_embedding_A": lora,
+    "oft_R": oft,
+    "boft_R": boft,
+    "ia3_l": ia3,
+    "trainable_tokens_delta": tokens,
+}

@@ -1,0 +1,212 @@
+"""The weight that a module's forward pass uses, where it is computed from what is stored.
+
+Parametrizations, pruning masks and weights that forward itself computes (such as weight
+standardization) are computed as forward does, without changing the module: its buffers are copied
+before anything runs. What only scales the whole weight, or neurons by positive factors, leaves the
+directions as they are and is passed over.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["CONVOLUTIONS", "tensor_names", "weight_in_use"]
+
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+Read = Callable[[], Tensor]
+Computed = tuple[tuple[Tensor, ...], Read]  # what from, and how
+
+
+def tensor_names(module: nn.Module) -> list[str]:
+    """Names of the module's own tensors that may be weights; of a computed one, the name in use."""
+    parametrizations: Any = module._modules.get("parametrizations") or ()
+    pruned = [name.removesuffix("_mask") for name in module._buffers if name.endswith("_mask")]
+    hooks = [_hook(module, kind=kind) for kind in ("WeightNorm", "SpectralNorm")]
+    computed = [*parametrizations, *pruned, *(hook.name for hook in hooks if hook is not None)]
+    hidden = {f"{name}_{suffix}" for name in computed for suffix in ("orig", "g", "v")}
+    names = [*computed, *(name for name in module._parameters if name not in hidden)]
+    if "weight" not in names and _has_weight(module):
+        names.append("weight")
+    return names
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Whether there is a ``weight`` that is a buffer or computed, and not only a child's."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and all(weight is not p for p in module.parameters())
+
+
+def weight_in_use(module: nn.Module, name: str = "weight", neuron_dim: int = 0) -> Computed | None:
+    """What the directions of a module's neurons are computed from, and how.
+
+    Args:
+        module: the module.
+        name: of its tensor.
+        neuron_dim: the dimension of that tensor that counts neurons.
+
+    Returns:
+        The source tensors, and a function that returns the weight in use, of any lengths of the
+        neurons that have their signs; None if the module has no such tensor.
+    """
+    stored = _stored(module, name, neuron_dim)
+    if stored is None or name != "weight" or not _has_own_forward(module):
+        return stored
+    sources, read = stored
+    return sources, lambda: _handed_over(module, read())
+
+
+def _stored(module: nn.Module, name: str, neuron_dim: int) -> Computed | None:
+    """The weight as attribute lookup in the forward pass would give it."""
+    if is_parametrized(module, name):
+        chain: Any = module.get_submodule(f"parametrizations.{name}")
+        return _parametrized(chain, neuron_dim)
+    original: Any = module._parameters.get(f"{name}_orig")
+    if original is not None:
+        mask = module._buffers.get(f"{name}_mask")
+        if mask is not None:  # torch.nn.utils.prune
+            return (original,), lambda: original * mask
+        if _hook(module, name, kind="SpectralNorm"):
+            return (original,), lambda: original
+    hook = _hook(module, name, kind="WeightNorm")
+    if hook is not None:  # of torch.nn.utils.weight_norm
+        length, direction = (getattr(module, f"{name}_{suffix}") for suffix in "gv")
+        return _weight_normed(
+            length, direction, hook.dim, neuron_dim, lambda: hook.compute_weight(module)
+        )
+    tensor = getattr(module, name, None)
+    return ((tensor,), lambda: tensor) if isinstance(tensor, Tensor) else None
+
+
+def _hook(module: nn.Module, name: str | None = None, *, kind: str) -> Any:
+    """The module's old-style hook of that kind; by name, as these classes are deprecated."""
+    for hook in module._forward_pre_hooks.values():
+        if type(hook).__name__ == kind and name in (None, getattr(hook, "name", None)):
+            return hook
+    return None
+
+
+def _parametrized(chain: Any, neuron_dim: int) -> Computed:
+    """Of a ParametrizationList, without the rescalings at its end."""
+    steps = list(chain)
+    while steps and _is_torchs(steps[-1], "_SpectralNorm"):
+        steps.pop()
+    if hasattr(chain, "original"):
+        originals = [chain.original]
+    else:
+        originals = [getattr(chain, f"original{k}") for k in range(chain.ntensors)]
+
+    def compute() -> Tensor:
+        value = _unchanged(steps[0], *originals) if steps else originals[0]
+        for step in steps[1:]:
+            value = _unchanged(step, value)
+        return value
+
+    if len(steps) == 1 and _is_torchs(steps[0], "_WeightNorm"):
+        length, direction = originals
+        return _weight_normed(length, direction, steps[0].dim, neuron_dim, compute)
+    parameters = [p for step in steps for p in step.parameters()]
+    return (*originals, *parameters), compute
+
+
+def _weight_normed(
+    length: Tensor, direction: Tensor, dim: int, neuron_dim: int, compute: Read
+) -> Computed:
+    """Weight norm by neuron, or of all: the direction, turned where the length is negative."""
+    if dim in (neuron_dim, neuron_dim - direction.ndim, -1):
+        return (direction,), lambda: direction * length.detach().sign()
+    return (length, direction), compute
+
+
+def _is_torchs(step: nn.Module, name: str) -> bool:
+    return type(step).__name__ == name and type(step).__module__.startswith("torch.nn.utils")
+
+
+def _unchanged(step: nn.Module, *arguments: Tensor) -> Any:
+    """What the step returns, on copies of its buffers: a power iteration would move them."""
+    buffers = {name: buffer.clone() for name, buffer in step.named_buffers()}
+    return functional_call(step, buffers, arguments) if buffers else step(*arguments)
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether the class of a Linear or convolution layer has a forward pass of its own."""
+    own = type(module)
+    for known in (nn.Linear, *CONVOLUTIONS):
+        if isinstance(module, known):
+            names = ("forward", "_conv_forward")
+            return any(getattr(own, n, None) is not getattr(known, n, None) for n in names)
+    return False
+
+
+def _handed_over(module: nn.Module, weight: Tensor) -> Tensor:
+    """The weight that forward hands to the linear or convolution function, given a stored one.
+
+    Forward runs on a stand-in up to that call: a shallow copy of the module with copies of its
+    buffers and a copy of the weight, so that nothing of the module can change.
+    """
+    plain = next(c for c in type(module).__mro__ if c.__module__ != "torch.nn.utils.parametrize")
+    stand_in: Any = object.__new__(plain)
+    stand_in.__dict__.update(module.__dict__)
+    stand_in._parameters = {k: v for k, v in module._parameters.items() if k != "weight"}
+    stand_in._buffers = {k: b if b is None else b.clone() for k, b in module._buffers.items()}
+    stand_in.__dict__["weight"] = weight.clone()
+    layer: Any = module
+    if isinstance(module, nn.Linear):
+        shape = [1, layer.in_features]
+    else:
+        extents = zip(layer.kernel_size, layer.dilation, strict=True)
+        shape = [1, layer.in_channels, *(d * (k - 1) + 1 for k, d in extents)]
+    x = weight.new_zeros(shape, dtype=weight.dtype)
+    try:
+        with _Catcher(weight.shape):
+            stand_in.forward(x)
+        reason = f"it hands no weight of shape {list(weight.shape)} to one of torch's functions"
+    except _CaughtError as caught:
+        return caught.weight
+    except Exception as error:  # whatever forward of somebody's class does with our input
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"cannot see the weight that {plain.__name__}.forward uses ({reason}); "
+        "the stored weight is read",
+        stacklevel=2,
+    )
+    return weight
+
+
+class _CaughtError(Exception):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+
+class _Catcher(TorchFunctionMode):
+    """Stops at the first call of a linear or convolution function with a weight of this shape."""
+
+    FUNCTIONS = ("linear", "conv1d", "conv2d", "conv3d")
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").replace("_transpose", "")
+        if name in self.FUNCTIONS:
+            weight = (kwargs or {}).get("weight", args[1] if len(args) > 1 else None)
+            if isinstance(weight, Tensor) and weight.shape == self.shape:
+                raise _CaughtError(weight)
+        return func(*args, **(kwargs or {}))
