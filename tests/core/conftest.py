@@ -1,6 +1,6 @@
 import pytest
 import torch
-from mhe_core.plugins import GROUP
+from mhe_core.registry import GROUP
 from torch import nn
 
 

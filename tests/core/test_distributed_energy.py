@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from mhe_core import NetworkRegularizer, register_regularizer
+from mhe_core.energy._pairs import PairMean
 from mhe_core.network._batching import Layer
 from mhe_core.network._processes import owners
-from mhe_core.pairs import PairMean
 from mhe_core.regularizers import HalfSpaceMHE
 from torch import nn
 

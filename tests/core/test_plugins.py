@@ -13,8 +13,8 @@ from mhe_core import (
     list_regularizers,
     register_regularizer,
 )
-from mhe_core import plugins as plugins_module
-from mhe_core.plugins import HyperparameterError, RegularizerNameError
+from mhe_core import registry as plugins_module
+from mhe_core.registry import HyperparameterError, RegularizerNameError
 from torch import nn
 
 GOOD = '''
@@ -72,7 +72,7 @@ def in_subprocess(code, path):
 
 def test_core_registers_its_own_through_entry_points():
     (info,) = listed("mhe")
-    assert (info.distribution, info.target) == ("mhe-core", "mhe_core.regularizers:MHE")
+    assert (info.distribution, info.target) == ("mhe-core", "mhe_core.regularizers.mhe:MHE")
     assert (
         info.version == plugins_module.entry_points(group=plugins_module.GROUP)["mhe"].dist.version
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mhe_core.projections import (
+from mhe_core.regularizers.projections import (
     angle_objective,
     cosine_matrix,
     dimension_groups,

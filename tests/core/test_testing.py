@@ -294,7 +294,7 @@ def test_devices(monkeypatch):
 
 
 def test_a_name_that_cannot_be_had_fails_the_test(monkeypatch):
-    monkeypatch.setattr("mhe_core.plugins._registered", {})
+    monkeypatch.setattr("mhe_core.registry._registered", {})
     register_regularizer("wrong", NotAModule)
     with pytest.raises(AssertionError, match=r"regularizer 'wrong' of in-process .*nn.Module, got"):
         check_regularizer("wrong")

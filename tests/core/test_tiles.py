@@ -10,9 +10,11 @@ from itertools import product
 
 import pytest
 import torch
-from mhe_core import NetworkRegularizer, hyperspherical_energy, pairs, tiles
-from mhe_core.closed_form import Riesz
-from mhe_core.energy import definition
+from mhe_core import NetworkRegularizer, hyperspherical_energy
+from mhe_core.energy import _pairs as pairs
+from mhe_core.energy import _tiles as tiles
+from mhe_core.energy.potential import Riesz
+from mhe_core.energy.reference import definition
 from torch import Tensor, nn
 
 POWERS = (0.0, 0.5, 1.0, 2.0, 3.7)

@@ -1,24 +1,35 @@
 """Minimum hyperspherical energy (MHE) and compressive MHE for PyTorch."""
 
-from mhe_core.energy import hyperspherical_energy
+from importlib.metadata import PackageNotFoundError, version
+
+from mhe_core.energy import hyperspherical_energy, sharded_hyperspherical_energy
 from mhe_core.network import NetworkRegularizer, neuron_matrix
-from mhe_core.plugins import (
+from mhe_core.registry import (
+    HyperparameterError,
     PluginError,
     RegularizerInfo,
+    RegularizerNameError,
     create_regularizer,
     list_regularizers,
     register_regularizer,
 )
 from mhe_core.regularizers import MHE, HalfSpaceMHE, Regularizer
-from mhe_core.sharded import sharded_hyperspherical_energy
+
+try:
+    __version__ = version("mhe-core")
+except PackageNotFoundError:  # on the path, but not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "MHE",
     "HalfSpaceMHE",
+    "HyperparameterError",
     "NetworkRegularizer",
     "PluginError",
     "Regularizer",
     "RegularizerInfo",
+    "RegularizerNameError",
+    "__version__",
     "create_regularizer",
     "hyperspherical_energy",
     "list_regularizers",

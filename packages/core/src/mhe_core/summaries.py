@@ -23,7 +23,7 @@ def summarize(module: str, attribute: str, default: str) -> str:
         not Python — the line starts with "broken:" and says why.
 
     Example:
-        >>> summarize("mhe_core.energy", "directions", default="")
+        >>> summarize("mhe_core.energy.rows", "directions", default="")
         'Unit rows; a zero row stays zero and gets zero gradient.'
         >>> summarize("mhe_core.absent", "Anything", default="")
         "broken: no module named 'mhe_core.absent'"

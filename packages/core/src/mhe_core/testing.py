@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mhe_core.plugins import PluginError, create_regularizer
+from mhe_core.registry import PluginError, create_regularizer
 
 __all__ = ["check_regularizer"]
 

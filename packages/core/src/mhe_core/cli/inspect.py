@@ -15,7 +15,7 @@ from torch import nn
 
 from mhe_core.diagnostics import NEAR_DUPLICATE, LayerReport, inspect
 from mhe_core.diagnostics.weights import load_state_dict
-from mhe_core.energy import DISTANCES
+from mhe_core.energy.potential import DISTANCES
 
 __all__ = ["add_inspect", "layer_table", "load"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mhe_core.plugins import RegularizerInfo, list_regularizers
+from mhe_core.registry import RegularizerInfo, list_regularizers
 
 __all__ = ["add_list"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mhe_core.energy import directions, working_copy
+from mhe_core.energy.rows import directions, working_copy
 
 __all__ = ["NEAR_DUPLICATE", "AngleStatistics", "angle_histogram", "angle_statistics"]
 

@@ -39,7 +39,7 @@ import sys
 import torch
 from torch import Tensor
 
-from mhe_core.energy import check_options
+from mhe_core.energy.potential import check_options
 
 __all__ = ["lower_bound", "random_angle_density", "random_energy"]
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mhe_core.closed_form import Riesz
-from mhe_core.energy import hyperspherical_energy, working_copy
+from mhe_core.energy import hyperspherical_energy
+from mhe_core.energy.potential import Riesz
+from mhe_core.energy.rows import working_copy
 from mhe_core.regularizers import MHE, HalfSpaceMHE, Regularizer
 
 __all__ = ["Layer", "arguments", "layer_energies", "riesz_of"]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from mhe_core.energy.functional import share_of_energy
+from mhe_core.energy.rows import wide_dtype
 from mhe_core.network._batching import Layer, layer_energies, riesz_of
-from mhe_core.pairs import wide_dtype
-from mhe_core.tiles import tiled_energy
 
 __all__ = ["process", "shared_energies", "sum_over_processes"]
 
@@ -27,8 +27,7 @@ def shared_energies(layers: Sequence[Layer], rank: int, processes: int) -> dict[
         if owner == rank:
             whole.append(layer)
         elif owner is None and riesz is not None:
-            with torch.autocast(x.device.type, enabled=False):
-                energies[layer.name] = tiled_energy(x, None, riesz, (rank, processes)).mean()
+            energies[layer.name] = share_of_energy(x, riesz, rank, processes).mean()
         else:
             energies[layer.name] = x[..., :0].sum(dtype=torch.promote_types(x.dtype, torch.float32))
     energies |= layer_energies(whole)

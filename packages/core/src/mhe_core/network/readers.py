@@ -22,7 +22,7 @@ from torch import nn
 from mhe_core.network._adapters import adapter_weights
 from mhe_core.network._own import own_weights
 from mhe_core.network._weight import Weight
-from mhe_core.plugins import PluginError
+from mhe_core.registry import PluginError
 
 __all__ = ["GROUP", "read_module"]
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mhe_core.energy import working_copy
+from mhe_core.energy.rows import working_copy
 from mhe_core.network._batching import Layer, arguments, layer_energies
 from mhe_core.network._processes import process, shared_energies, sum_over_processes
 from mhe_core.network._wrappers import unwrapped
 from mhe_core.network.neurons import weight_at
 from mhe_core.network.selection import find_output_layer, matching, neuron_layers
-from mhe_core.plugins import create_regularizer
+from mhe_core.registry import create_regularizer
 
 __all__ = ["NetworkRegularizer"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mhe_core.closed_form import Riesz
+from mhe_core.energy.potential import Riesz
 
 __all__ = ["Block", "PairMean"]
 
@@ -239,8 +239,3 @@ def clear_own(tile: Tensor, a: Block, b: Block) -> None:
     else:
         columns = torch.arange(b.start, b.start + tile.shape[2], device=tile.device)
         tile.masked_fill_(a.picked.unsqueeze(1) == columns, 0)
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Float64 where there is one: for sums, and for differences of near neighbours."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -6,8 +6,8 @@ both, and as :math:`c_{ij} = c_{ji}` only the tiles on and above the diagonal ar
 quarters of the arithmetic of the two products U·Uᵀ and F'·U, and memory for one tile. The neurons
 are not normalised: their lengths are divided out of the tile, on both of its sides.
 
-What is computed is defined in energy.py. This file goes over the tiles; pairs.py adds up one, and
-closed_form.py has the potential as a function of the cosine.
+What is computed is defined in reference.py. This file goes over the tiles; _pairs.py adds up one,
+and potential.py has the potential as a function of the cosine.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mhe_core import energy
-from mhe_core.closed_form import Riesz
-from mhe_core.lengths import inverse_lengths, slope_at_length, unit_rows
-from mhe_core.pairs import Block, PairMean, wide_dtype
+from mhe_core.energy._pairs import Block, PairMean
+from mhe_core.energy.potential import Riesz
+from mhe_core.energy.reference import definition
+from mhe_core.energy.rows import inverse_lengths, slope_at_length, unit_rows, wide_dtype
 
 __all__ = ["tiled_energy", "value_and_gradient"]
 
@@ -35,7 +35,7 @@ ROWS, ENTRIES = 4096, 2**24
 def tiled_energy(
     neurons: Tensor, anchors: Tensor | None, riesz: Riesz, share: tuple[int, int] = (0, 1)
 ) -> Tensor:
-    """The energy ``[...]`` of neurons ``[..., N, d]``, equal to :func:`energy.definition`.
+    """The energy ``[...]`` of neurons ``[..., N, d]``, equal to :func:`reference.definition`.
 
     Differentiable any number of times; derivatives beyond the first are those of the definition.
 
@@ -46,7 +46,7 @@ def tiled_energy(
         share: (k, n) for the k-th of n shares of the energy, which add up to the whole.
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return energy.definition(neurons, anchors, *riesz) / share[1]  # torch.func, forward mode
+        return definition(neurons, anchors, *riesz) / share[1]  # torch.func, forward mode
     if torch.compiler.is_compiling():  # nothing to gain: a few large operations
         return torch.compiler.disable(tiled_energy)(neurons, anchors, riesz, share)
     if torch.is_grad_enabled() and neurons.requires_grad:
@@ -70,7 +70,7 @@ class _TiledEnergy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         (neurons,) = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative will be wanted: all shares are alike
-            value = energy.definition(neurons, ctx.anchors, *ctx.riesz) / ctx.share[1]
+            value = definition(neurons, ctx.anchors, *ctx.riesz) / ctx.share[1]
             (slope,) = torch.autograd.grad(value, neurons, grad_output, create_graph=True)
             return slope, None, None, None
         # Taken, not kept, so that it can be scaled in place; should this pass be repeated, the

@@ -14,69 +14,24 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from mhe_core.closed_form import Riesz
-from mhe_core.energy import check_arguments, hyperspherical_energy
-from mhe_core.lengths import inverse_lengths, slope_at_length, unit_rows
-from mhe_core.pairs import Block, PairMean, wide_dtype
-from mhe_core.tiles import add_all, tile_shape
+from mhe_core.energy._pairs import Block, PairMean
+from mhe_core.energy._tiles import add_all, tile_shape
+from mhe_core.energy.potential import Riesz
+from mhe_core.energy.rows import inverse_lengths, slope_at_length, unit_rows, wide_dtype
 
-__all__ = ["sharded_hyperspherical_energy"]
-
-
-def sharded_hyperspherical_energy(
-    local_rows: Tensor,
-    *,
-    s: float = 2.0,
-    distance: str = "euclidean",
-    half_space: bool = False,
-    convention: str = "paper",
-    group: Any = None,
-) -> Tensor:
-    """Exact energy of the neurons of all processes, each of which holds some of the rows.
-
-    A collective operation: all processes of the group have to call it, with the same options. The
-    value is the same on all. The gradient is that of the whole energy with respect to this
-    process's rows, which are its alone: it is not to be averaged over processes.
-
-    Args:
-        local_rows: this process's neurons ``[N_r, d]``, N_r ≥ 1, which may differ between
-            processes; d and dtype may not.
-        s: see :func:`mhe_core.hyperspherical_energy`, as for the next three.
-        distance: ``"euclidean"`` or ``"angular"``.
-        half_space: count every neuron together with its antipode.
-        convention: ``"paper"`` or ``"released_code"``.
-        group: the process group; None for all processes. Without ``torch.distributed``, the
-            energy is that of the local rows.
-
-    Returns:
-        The energy, a scalar in at least float32, once differentiable.
-
-    Raises:
-        TypeError: if ``local_rows`` is not floating point.
-        ValueError: if it is not ``[N_r, d]`` with the d of all processes, or an option is out of
-            range.
-        RuntimeError: in a backward pass with ``create_graph=True``.
-
-    Example:
-        >>> import torch
-        >>> from mhe_core import sharded_hyperspherical_energy
-        >>> sharded_hyperspherical_energy(torch.eye(3))  # in a single process
-        tensor(0.5000)
-    """
-    check_arguments(local_rows, s, distance, None, convention)
-    if local_rows.ndim != 2:
-        raise ValueError(f"expected local_rows as [N_r, d], got {list(local_rows.shape)}")
-    riesz = Riesz(float(s), distance, half_space, convention)
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
-        return hyperspherical_energy(local_rows, **riesz._asdict())
-    with torch.autocast(local_rows.device.type, enabled=False):
-        group = group or dist.group.WORLD
-        if torch.is_grad_enabled() and local_rows.requires_grad:
-            return _ShardedEnergy.apply(local_rows, riesz, group)
-        return value_and_own_gradient(local_rows, riesz, group, False)[0]
+__all__ = ["ring_energy"]
 
 
-class _ShardedEnergy(torch.autograd.Function):
+def ring_energy(rows: Tensor, riesz: Riesz, group: dist.ProcessGroup | None) -> Tensor:
+    """The energy of all processes' rows, with a gradient for this process's ``[N_r, d]``."""
+    group = group or dist.group.WORLD
+    assert group is not None  # torch.distributed is initialized
+    if torch.is_grad_enabled() and rows.requires_grad:
+        return _RingEnergy.apply(rows, riesz, group)
+    return value_and_own_gradient(rows, riesz, group, False)[0]
+
+
+class _RingEnergy(torch.autograd.Function):
     """The gradient is found along with the value."""
 
     @staticmethod
@@ -106,7 +61,7 @@ def value_and_own_gradient(
     x = rows.detach().to(dtype).contiguous().unsqueeze(0)
     sizes, all_in_range = agree(rows, inverse_lengths(x, riesz) is not None, group)
     lengths = None
-    if not all_in_range:  # as in tiles.py, but on all processes if on one
+    if not all_in_range:  # as in _tiles.py, but on all processes if on one
         x, lengths = unit_rows(x.to(wide_dtype(x.device)), riesz.smoothing)
     N, energy = sum(sizes), x.new_zeros(1, dtype=wide_dtype(x.device))
 

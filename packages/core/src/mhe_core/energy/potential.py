@@ -9,9 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mhe_core.energy import NEAR, riesz_potential, smallest_squared_chord
+__all__ = ["CONVENTIONS", "DISTANCES", "NEAR", "Riesz", "check_options"]
 
-__all__ = ["Riesz"]
+DISTANCES = ("euclidean", "angular")
+CONVENTIONS = ("paper", "released_code")
+
+# Below this squared chord, 2 − 2c has lost too many digits to cancellation (at 0.25 it keeps six
+# of float32's seven): nearer pairs are measured by the difference of the vectors.
+NEAR = 0.25
 
 
 class Riesz(NamedTuple):
@@ -119,3 +124,47 @@ def steepest_slope(riesz: Riesz, dtype: torch.dtype) -> float:
         return 0.0
     _, dF = riesz.of_cosines(torch.tensor([-largest, largest], dtype=torch.float64), 1.0)
     return dF.abs().max().item()
+
+
+def riesz_potential(
+    squared_chord: Tensor, other_side: Tensor, s: float, distance: str, convention: str
+) -> Tensor:
+    """Potential of pairs at the given squared chord ‖u − v‖².
+
+    ``other_side`` is ‖u + v‖², which is 4 − ‖u − v‖² but keeps its digits near the antipode.
+    """
+    smallest = smallest_squared_chord(s, squared_chord.dtype)
+    q = squared_chord.clamp_min(smallest)
+    if distance == "euclidean":
+        if s == 0:
+            return -torch.log(q) if convention == "released_code" else -0.5 * torch.log(q)
+        return q ** (-s / 2)
+    # 2·atan2(‖u − v‖, ‖u + v‖): arccos has no usable gradient near ±1.
+    angle = 2 * torch.atan2(q.sqrt(), other_side.clamp_min(smallest).sqrt())
+    if convention == "released_code":
+        angle = angle / math.pi + 1e-4
+    angle = angle.clamp_min(math.sqrt(smallest))
+    if s == 0:
+        return -torch.log(angle)
+    return (0.1 if convention == "released_code" else 1.0) * angle**-s
+
+
+def smallest_squared_chord(s: float, dtype: torch.dtype) -> float:
+    """The squared chord below which a potential stops growing.
+
+    The resolution of the dtype, or where the slope of the potential would overflow.
+    """
+    info = torch.finfo(dtype)
+    return max(info.eps**2, (info.max * 1e-2 / (1 + s)) ** (-1 / (s / 2 + 1)))
+
+
+def check_options(s: float, distance: str, convention: str) -> None:
+    """The part of :func:`check_arguments` that needs no neurons."""
+    if isinstance(s, bool) or not isinstance(s, (int, float)):
+        raise TypeError(f"expected s as a number, got {type(s).__name__}")
+    if not 0 <= s < math.inf:
+        raise ValueError(f"expected s as a finite number ≥ 0, got {s}")
+    if distance not in DISTANCES:
+        raise ValueError(f"expected distance to be one of {DISTANCES}, got {distance!r}")
+    if convention not in CONVENTIONS:
+        raise ValueError(f"expected convention to be one of {CONVENTIONS}, got {convention!r}")

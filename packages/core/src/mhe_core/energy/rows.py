@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mhe_core.closed_form import Riesz
+from mhe_core.energy.potential import Riesz
 
-__all__ = ["in_range", "inverse_lengths", "slope_at_length", "unit_rows"]
+__all__ = [
+    "directions",
+    "in_range",
+    "inverse_lengths",
+    "slope_at_length",
+    "unit_rows",
+    "wide_dtype",
+    "working_copy",
+]
 
 
 def inverse_lengths(x: Tensor, riesz: Riesz) -> Tensor | None:
@@ -67,3 +75,33 @@ def slope_at_length(slope: Tensor, lengths: Tensor, dtype: torch.dtype) -> Tenso
     """
     limit = torch.finfo(dtype).max
     return slope.div_(lengths.unsqueeze(-1)).clamp_(-limit, limit).to(dtype)
+
+
+def directions(neurons: Tensor) -> Tensor:
+    """Unit rows; a zero row stays zero and gets zero gradient.
+
+    Rows are divided by their largest entry first, so that squares neither overflow nor vanish.
+    """
+    largest = neurons.detach().abs().amax(-1, keepdim=True)
+    zero = largest == 0
+    scaled = neurons / largest.masked_fill(zero, 1.0)
+    lengths = scaled.square().sum(-1, keepdim=True).masked_fill(zero, 1.0).sqrt()
+    return (scaled / lengths).masked_fill(zero, 0.0)
+
+
+def working_copy(neurons: Tensor) -> Tensor:
+    """The neurons in at least float32, with a gradient that stays in their dtype's range.
+
+    The energy does not depend on a neuron's length, so its gradient grows as the inverse of it.
+    """
+    x = neurons.to(torch.promote_types(neurons.dtype, torch.float32))
+    if x.requires_grad:
+        x = x.view_as(x)  # the hook belongs to this call, not to the caller's tensor
+        limit = torch.finfo(neurons.dtype).max
+        x.register_hook(lambda g: None if g is None else g.clamp(-limit, limit))
+    return x
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Float64 where there is one: for sums, and for differences of near neighbours."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,324 @@
+"""Regularizers by name: those of installed distributions, and those registered in this process.
+
+A distribution offers a regularizer through an entry point in the group ``mhe_core.regularizers``::
+
+    [project.entry-points."mhe_core.regularizers"]
+    my_name = "my_package.my_module:MyRegularizer"
+
+Core's own are registered in the same way. The entry point's object is called as
+``factory(num_neurons, dim, **hyperparameters)`` and returns an ``nn.Module`` that maps neurons
+``[N, d]`` to a scalar; a method ``update(neurons, lr)`` is optional.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from torch import nn
+
+from mhe_core.summaries import summarize
+
+__all__ = [
+    "HyperparameterError",
+    "PluginError",
+    "RegularizerInfo",
+    "RegularizerNameError",
+    "create_regularizer",
+    "list_regularizers",
+    "register_regularizer",
+]
+
+GROUP = "mhe_core.regularizers"
+TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(?:\[.*\])?")  # module:object [extras]
+IN_PROCESS = "in-process"  # stands for the distribution of what register_regularizer was given
+
+Factory = Callable[..., nn.Module]
+
+
+class PluginError(ValueError):
+    """A regularizer was asked for that cannot be had; the message says from whom, and why."""
+
+
+class RegularizerNameError(PluginError, LookupError):
+    """No regularizer has this name, or more than one has."""
+
+
+class HyperparameterError(PluginError, TypeError):
+    """The regularizer's factory does not take these hyperparameters."""
+
+
+@dataclass(frozen=True)
+class RegularizerInfo:
+    """Where a regularizer comes from.
+
+    Attributes:
+        name: what :func:`create_regularizer` is given.
+        distribution: the installed distribution, or ``"in-process"``.
+        version: the distribution's version, empty where there is none.
+        target: the factory, as ``module:object``.
+        summary: one line about it; starts with "broken:" where its import is known to fail.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    target: str
+    summary: str
+
+    @property
+    def origin(self) -> str:
+        """Distribution and version, for messages and tables."""
+        return f"{self.distribution} {self.version}".strip()
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    info: RegularizerInfo
+    load: Callable[[], Any]
+
+
+_registered: dict[str, _Candidate] = {}
+
+
+def create_regularizer(name: str, num_neurons: int, dim: int, **hyperparameters: Any) -> nn.Module:
+    """Make the regularizer of that name for a layer of ``num_neurons`` neurons.
+
+    Args:
+        name: a name of :func:`list_regularizers`, or ``distribution:name`` where two
+            distributions claim one name.
+        num_neurons: N, the number of neurons of the layer.
+        dim: d, their dimension.
+        **hyperparameters: handed to the regularizer's factory.
+
+    Returns:
+        A module that maps neurons ``[N, d]`` to their scalar energy. Core's own are
+        :class:`~mhe_core.Regularizer`; with others, a method ``update`` is optional.
+
+    Raises:
+        RegularizerNameError: (a ValueError and LookupError) if the name is unknown, or claimed
+            by two distributions.
+        HyperparameterError: (a ValueError and TypeError) if the factory does not take these
+            hyperparameters.
+        PluginError: (a ValueError) if the plug-in fails to import, or returns something else than
+            an ``nn.Module``. What the factory itself raises is passed on as it is.
+
+    Example:
+        >>> import torch
+        >>> from mhe_core import create_regularizer
+        >>> energy = create_regularizer("half_mhe", num_neurons=3, dim=3, s=2)
+        >>> energy(torch.eye(3))
+        tensor(0.4500)
+    """
+    candidate = _find(name)
+    factory = _load_factory(candidate)
+    _check_hyperparameters(candidate.info, factory, hyperparameters)
+    regularizer = factory(num_neurons, dim, **hyperparameters)
+    if not isinstance(regularizer, nn.Module):
+        raise _broken(candidate.info, f"expected it to return an nn.Module, got {regularizer!r}")
+    return regularizer
+
+
+def list_regularizers() -> list[RegularizerInfo]:
+    """All regularizers that are installed or registered now, by name; no plug-in is imported.
+
+    Example:
+        >>> from mhe_core import list_regularizers
+        >>> [info.distribution for info in list_regularizers() if info.name == "mhe"]
+        ['mhe-core']
+    """
+    _installed.cache_clear()
+    infos = [candidate.info for candidate in _candidates()]
+    return sorted(infos, key=lambda info: (info.name, info.distribution))
+
+
+def register_regularizer(name: str, factory: Factory) -> None:
+    """Add a regularizer to this process only, for notebooks and tests.
+
+    Registering a name again replaces what was registered before. A name that an installed
+    distribution has as well is a clash, as between two distributions: ``in-process:name`` picks
+    this one.
+
+    Args:
+        name: what :func:`create_regularizer` will be given.
+        factory: called as ``factory(num_neurons, dim, **hyperparameters)``, returns an
+            ``nn.Module``.
+
+    Raises:
+        ValueError: if ``name`` is empty or contains a colon.
+        TypeError: if ``name`` is not a string or ``factory`` cannot be called.
+
+    Example:
+        >>> import torch
+        >>> from mhe_core import create_regularizer, register_regularizer
+        >>> class LargestCosine(torch.nn.Module):
+        ...     def __init__(self, num_neurons, dim):
+        ...         super().__init__()
+        ...     def forward(self, neurons):
+        ...         u = torch.nn.functional.normalize(neurons, dim=-1)
+        ...         return (u @ u.mT).fill_diagonal_(-1.0).max()
+        >>> register_regularizer("largest_cosine", LargestCosine)
+        >>> create_regularizer("largest_cosine", num_neurons=3, dim=3)(torch.eye(3))
+        tensor(0.)
+    """
+    _check_name(name)
+    if not name or ":" in name:
+        raise ValueError(f"expected a name that is not empty and has no colon, got {name!r}")
+    if not callable(factory):
+        raise TypeError(f"expected factory to be callable, got {type(factory).__name__}")
+    target = f"{factory.__module__}:{getattr(factory, '__qualname__', type(factory).__name__)}"
+    summary = inspect.cleandoc(factory.__doc__ or "").partition("\n")[0]
+    info = RegularizerInfo(name, IN_PROCESS, "", target, summary)
+    _registered[name] = _Candidate(info, lambda: factory)
+
+
+def _candidates() -> list[_Candidate]:
+    return [*_installed(), *_registered.values()]
+
+
+@functools.cache
+def _installed() -> tuple[_Candidate, ...]:
+    """What installed distributions offer; a scan takes too long to repeat for every layer.
+
+    An entry point can be found twice (editable installs), so identical ones are folded.
+    """
+    importlib.invalidate_caches()  # something may have been installed since the process started
+    found = {}
+    for entry_point in entry_points(group=GROUP):
+        info = _describe(entry_point)
+        found[info] = _Candidate(info, functools.partial(_load, entry_point))
+    return tuple(found.values())
+
+
+def _describe(entry_point: EntryPoint) -> RegularizerInfo:
+    metadata: Any = (entry_point.dist and entry_point.dist.metadata) or {}
+    field = {key: metadata.get(key) or "" for key in ("Name", "Version", "Summary")}
+    try:
+        summary = summarize(*_module_and_object(entry_point), default=field["Summary"])
+    except ValueError as error:
+        summary = f"broken: {error}"
+    name = field["Name"] or "unnamed distribution"
+    return RegularizerInfo(entry_point.name, name, field["Version"], entry_point.value, summary)
+
+
+def _load(entry_point: EntryPoint) -> Any:
+    _module_and_object(entry_point)
+    return entry_point.load()
+
+
+def _module_and_object(entry_point: EntryPoint) -> tuple[str, str]:
+    """Checked here, because each version of Python has another error for a malformed target."""
+    match = TARGET.fullmatch(entry_point.value)
+    if match is None:
+        raise ValueError(f"expected a target of the form module:object, got {entry_point.value!r}")
+    return match[1], match[2]
+
+
+def _find(name: str) -> _Candidate:
+    """The one candidate of that name, or of that ``distribution:name``."""
+    _check_name(name)
+    matches = _matches(name)
+    if not matches:
+        _installed.cache_clear()
+        matches = _matches(name)
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise RegularizerNameError(_unknown(name))
+    claims = [f"{match.info.origin} ({match.info.target})" for match in matches]
+    picks = sorted({f"{match.info.distribution}:{match.info.name}" for match in matches})
+    raise RegularizerNameError(
+        f"the regularizer name {name!r} is claimed by {' and by '.join(claims)}; "
+        f"pick one by writing {' or '.join(map(repr, picks))}"
+    )
+
+
+def _matches(name: str) -> list[_Candidate]:
+    candidates = _candidates()
+    matches = [c for c in candidates if c.info.name == name]
+    if matches or ":" not in name:
+        return matches
+    distribution, _, short = name.partition(":")
+    wanted = (_normalized(distribution), short)
+    return [c for c in candidates if (_normalized(c.info.distribution), c.info.name) == wanted]
+
+
+def _normalized(distribution: str) -> str:
+    """The name as package indexes compare it: mhe_core is mhe-core."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _unknown(name: str) -> str:
+    known = sorted({c.info.name for c in _candidates()})
+    if not known:
+        return (
+            f"unknown regularizer {name!r}: none is installed, not even core's own; "
+            "is mhe-core installed as a distribution (pip install), or only on the path?"
+        )
+    short = name.rpartition(":")[2].lower()
+    near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"unknown regularizer {name!r}; {hint}known: {', '.join(known)}"
+
+
+def _load_factory(candidate: _Candidate) -> Factory:
+    try:
+        factory = candidate.load()
+    except (Exception, SystemExit) as error:
+        raise _broken(
+            candidate.info, f"it cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(factory):
+        raise _broken(candidate.info, f"expected a callable, got {factory!r}")
+    return factory
+
+
+def _broken(info: RegularizerInfo, cause: str) -> PluginError:
+    _installed.cache_clear()  # it may be repaired and asked for again in the same session
+    return PluginError(f"regularizer {info.name!r} of {info.origin} ({info.target}): {cause}")
+
+
+def _check_hyperparameters(
+    info: RegularizerInfo, factory: Factory, hyperparameters: dict[str, Any]
+) -> None:
+    """Hold the call against the factory's signature, so that its own TypeErrors stay its own."""
+    try:
+        signature = inspect.signature(factory)
+    except (ValueError, TypeError):  # some compiled callables have none
+        return
+    try:
+        sizes = signature.bind_partial(None, None).arguments
+    except TypeError:
+        raise _broken(
+            info, f"expected it to take (num_neurons, dim, **hyperparameters), got {signature}"
+        ) from None
+    try:
+        signature.bind(None, None, **hyperparameters)
+    except TypeError as error:
+        takes = [
+            _spelled(parameter)
+            for parameter in signature.parameters.values()
+            if parameter.name not in sizes and parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        raise HyperparameterError(
+            f"regularizer {info.name!r} of {info.origin}: {error}; "
+            f"expected hyperparameters: {', '.join(takes) or 'none'}"
+        ) from None
+
+
+def _spelled(parameter: inspect.Parameter) -> str:
+    if parameter.default is parameter.empty:
+        return parameter.name
+    return f"{parameter.name}={parameter.default!r}"
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"expected the regularizer's name as a string, got {type(name).__name__}")
