@@ -1,0 +1,100 @@
+"""What the regularizers share: their arguments, checked; a value for each matrix of neurons."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from mhe_core import Regularizer
+from torch import Tensor
+
+from mhe_uniformity._rows import working_copy
+
+__all__ = ["Published", "check_choice", "check_integer", "check_number"]
+
+
+class Published(Regularizer):
+    """A regularizer from a paper, whose program's constants are one of its variants.
+
+    Args:
+        num_neurons: N, the number of neurons of the layer.
+        dim: d, their dimension.
+        variant: ``"paper"``, the definition, or a name of a published program.
+
+    Attributes:
+        paper: where it was published.
+        published_weight: the factor that the published program gives it in hidden layers, or, if
+            the program covers these only, of class vectors or features; None where no program
+            has been published.
+        published_output_weight: the factor in the output layer.
+        variants: what ``variant`` can be.
+    """
+
+    paper: ClassVar[str]
+    published_weight: ClassVar[float | None] = None
+    published_output_weight: ClassVar[float | None] = None
+    variants: ClassVar[tuple[str, ...]] = ("paper", "released")
+
+    def __init__(self, num_neurons: int, dim: int, *, variant: str = "paper") -> None:
+        super().__init__(num_neurons, dim)
+        check_choice("variant", variant, self.variants)
+        self.variant = variant
+
+    def forward(self, neurons: Tensor) -> Tensor:
+        """Scalar loss of the neurons ``[..., N, d]``, the mean over leading dimensions.
+
+        Computed in at least float32, whatever autocast says.
+
+        Raises:
+            TypeError: if the neurons are not a floating-point tensor.
+            ValueError: if they are not rows of the dimension that the regularizer was made for.
+        """
+        check_neurons(neurons, self.dim)
+        with torch.autocast(neurons.device.type, enabled=False):
+            matrices = working_copy(neurons).reshape(-1, *neurons.shape[-2:])
+            return torch.stack([self.loss(x) for x in matrices]).mean()
+
+    def loss(self, x: Tensor) -> Tensor:
+        """The loss of one matrix ``[N, d]``, in at least float32."""
+        raise TypeError(f"{type(self).__name__} does not define loss(x)")
+
+    def options(self) -> dict[str, Any]:
+        """The hyperparameters, for ``print(module)``."""
+        return {"variant": self.variant}
+
+    def extra_repr(self) -> str:
+        """Sizes and hyperparameters."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+        return f"{super().extra_repr()}, {options}"
+
+
+def check_neurons(neurons: Tensor, dim: int) -> None:
+    """Raise an error that says what was expected and what came."""
+    if not isinstance(neurons, Tensor) or not neurons.is_floating_point():
+        got = neurons.dtype if isinstance(neurons, Tensor) else type(neurons).__name__
+        raise TypeError(f"expected neurons as a floating-point tensor, got {got}")
+    if neurons.ndim < 2 or neurons.shape[-1] != dim or neurons.numel() == 0:
+        raise ValueError(
+            f"expected neurons as rows, [..., N, {dim}] with N at least 1, "
+            f"got {list(neurons.shape)}"
+        )
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError if the value is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"expected {name} to be one of {choices}, got {value!r}")
+
+
+def check_integer(name: str, value: object, least: int) -> None:
+    """Raise a ValueError if the value is not an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"expected {name} as an integer ≥ {least}, got {value!r}")
+
+
+def check_number(name: str, value: object, *, positive: bool = False) -> None:
+    """Raise a ValueError if the value is not a finite number ≥ 0, or > 0 if ``positive``."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < float("inf") or (positive and value == 0):  # type: ignore[operator]
+        wanted = "> 0" if positive else "≥ 0"
+        raise ValueError(f"expected {name} as a finite number {wanted}, got {value!r}")

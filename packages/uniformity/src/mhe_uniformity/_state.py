@@ -1,0 +1,71 @@
+"""Regularizers with a state that is drawn from a seed, and equal on all ranks."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from mhe_uniformity._base import Published, check_integer
+
+__all__ = ["Seeded"]
+
+
+class Seeded(Published):
+    """What is drawn is a function of the seed and the number of updates, which are its state.
+
+    Args:
+        num_neurons: N, the number of neurons of the layer.
+        dim: d, their dimension.
+        variant: as in :class:`Published`.
+        seed: what the state is drawn from, an integer ≥ 0. None draws a seed from torch's global
+            generator; in a distributed run, the first :meth:`update` then takes the seed and
+            state of rank 0, so that it must be called on all ranks.
+    """
+
+    def __init__(
+        self, num_neurons: int, dim: int, *, variant: str = "paper", seed: int | None = None
+    ) -> None:
+        super().__init__(num_neurons, dim, variant=variant)
+        if seed is not None:
+            check_integer("seed", seed, 0)
+        self.seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
+        self.updates = 0
+        self._ranks_agree = seed is not None
+
+    def generator(self) -> torch.Generator:
+        """For the draw of this update: on the CPU, so that all devices draw the same."""
+        text = f"{self.seed} {self.updates}".encode()
+        digest = hashlib.blake2b(text, digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    def update(self, neurons: Tensor, lr: float) -> None:
+        """Count the update; the first makes all ranks agree."""
+        if not self._ranks_agree:
+            self._agree()
+        self.updates += 1
+
+    def _agree(self) -> None:
+        """Take the seed and buffers of rank 0, once in a process."""
+        self._ranks_agree = True
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        for buffer in self.buffers():
+            dist.broadcast(buffer, 0)
+        device = next((buffer.device for buffer in self.buffers()), None)
+        counts = torch.tensor([self.seed, self.updates], device=device)
+        dist.broadcast(counts, 0)
+        self.seed, self.updates = counts.tolist()
+
+    def get_extra_state(self) -> Tensor:
+        """Seed and number of updates, for the state dict.
+
+        Not buffers: reading a number back from an accelerator would stall it at every update.
+        """
+        return torch.tensor([self.seed, self.updates])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Continue from a state dict."""
+        self.seed, self.updates = state.tolist()
