@@ -53,7 +53,7 @@ def test_train_test_and_resume(tmp_path):
 
 def test_a_third_partys_regularizer_needs_no_change_here(tmp_path, example_plugin):
     out = tmp_path / "run"
-    arguments = ["--regularizer", "mma", "--hidden-weight", "0.07", "--steps", 3, *TINY]
+    arguments = ["--regularizer", "minimal_angle", "--hidden-weight", "0.07", "--steps", 3, *TINY]
     run("-m", "mhe_classification.train", "--output", out, *arguments, path=example_plugin)
     assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["penalty"] != 0
 

@@ -39,7 +39,7 @@ def test_each_regularizer_has_a_line(command):
 
 def test_a_third_party_is_listed(example_plugin):
     run = mhe("list", path=example_plugin)
-    (line,) = (line for line in run.stdout.splitlines() if line.startswith("mma "))
+    (line,) = (line for line in run.stdout.splitlines() if line.startswith("minimal_angle "))
     assert line.split(maxsplit=3)[1:3] == ["mhe-example-plugin", "0.1.0"]
     assert line.split(maxsplit=3)[3].startswith("Maximum minimal angle")
 

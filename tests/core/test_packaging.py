@@ -108,9 +108,14 @@ def package(request):
     return request.param
 
 
-def test_there_are_four_packages():
+def test_there_are_core_the_applications_and_a_plug_in():
     modules = {path.name for path in PACKAGES.glob("*/src/*") if path.is_dir()}
-    assert modules == APPLICATIONS | {"mhe_core"}
+    assert modules == APPLICATIONS | {"mhe_core", "mhe_uniformity"}
+
+
+def test_nothing_imports_the_plug_in(package):
+    if package.name != "uniformity":
+        assert [one for one in imports_in(package / "src") if one.top == "mhe_uniformity"] == []
 
 
 def test_imports_are_declared(package):

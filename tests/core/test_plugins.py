@@ -83,9 +83,9 @@ def test_an_installed_distribution_needs_no_change_here(example_plugin):
     code = """
 import torch
 from mhe_core import NetworkRegularizer, list_regularizers
-print([(i.distribution, i.version) for i in list_regularizers() if i.name == "mma"])
+print([(i.distribution, i.version) for i in list_regularizers() if i.name == "minimal_angle"])
 model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
-penalty = NetworkRegularizer(model, hidden="mma", output="mma")()
+penalty = NetworkRegularizer(model, hidden="minimal_angle", output="minimal_angle")()
 penalty.backward()
 print(all(bool(layer.weight.grad.any()) for layer in model))
 """

@@ -77,4 +77,3 @@ def reproduce(stored):
         return regularizer, neurons.clone().requires_grad_()
 
     return make
-

@@ -78,7 +78,7 @@ def test_gradient_is_that_of_finite_differences(name, options, N, d):
 def test_second_derivative_is_that_of_finite_differences(name, options):
     regularizer = create_regularizer(name, 4, 5, **options).double()
     neurons = normal(4, 5, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradgradcheck(regularizer, neurons)
+    assert torch.autograd.gradgradcheck(regularizer, neurons, fast_mode=True)
 
 
 @every_variant
@@ -164,6 +164,8 @@ def test_a_network_takes_it(name, options):
     model = torch.nn.Sequential(
         torch.nn.Conv2d(4, 8, 3, groups=2), torch.nn.Flatten(), torch.nn.Linear(8, 5)
     )
+    for layer in (model[0], model[2]):  # so long that the larger Gram matrix's norm is above 1
+        layer.weight.data *= 10
     regularizer = NetworkRegularizer(
         model, hidden=name, output=name, hidden_options=options, output_options=options
     )

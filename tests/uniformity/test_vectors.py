@@ -53,9 +53,7 @@ def test_poles_take_the_programs_steps(reproduce, stored, program, shape):
 def test_one_update_is_ten_steps(reproduce, stored, program):
     regularizer, neurons = reproduce(program, "12x45")
     regularizer.update(neurons, lr=stored[f"{program}|12x45/lr"].item())
-    assert (
-        largest_difference(regularizer.poles, stored[f"{program}|12x45/poles_after10"]) < 1e-9
-    )
+    assert largest_difference(regularizer.poles, stored[f"{program}|12x45/poles_after10"]) < 1e-9
 
 
 # The programs' own results in float32 are up to 5e-3 off for near neighbours, see float64 above.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mhe_uniformity._rows import wide_dtype
 
-__all__ = ["nearest_neighbours", "sum_over_pairs"]
+__all__ = ["losses_of_pairs", "nearest_neighbours", "sum_over_pairs"]
 
 # Rows of a tile: on a CPU so few that the tile stays in the cache.
 ROWS_ON_CPU, ROWS = 512, 4096
@@ -60,9 +60,7 @@ def nearest_neighbours(
     return index, best
 
 
-def _keep_larger(
-    best: Tensor, index: Tensor, found: Tensor, where: Tensor, start: int
-) -> None:
+def _keep_larger(best: Tensor, index: Tensor, found: Tensor, where: Tensor, start: int) -> None:
     """Replace, in place, those that are smaller than what was found."""
     larger = found > best
     best.copy_(torch.where(larger, found, best))
@@ -82,9 +80,15 @@ def sum_over_pairs(x: Tensor, i: Tensor, j: Tensor, pair_loss: PairLoss) -> Tens
     return _SumOverPairs.apply(x, i, j, pair_loss)
 
 
-def _plain_sum(x: Tensor, i: Tensor, j: Tensor, pair_loss: PairLoss) -> Tensor:
+@torch.no_grad()
+def losses_of_pairs(x: Tensor, i: Tensor, j: Tensor, pair_loss: PairLoss) -> Tensor:
+    """pair_loss(x[i_k], x[j_k]) for each k, ``[K]``, without a gradient; see above."""
+    return torch.cat([_losses(x, k, m, pair_loss) for k, m in _parts(x, i, j)])
+
+
+def _losses(x: Tensor, i: Tensor, j: Tensor, pair_loss: PairLoss) -> Tensor:
     wide = wide_dtype(x)
-    return pair_loss(x[i].to(wide), x[j].to(wide)).sum()
+    return pair_loss(x[i].to(wide), x[j].to(wide))
 
 
 class _SumOverPairs(torch.autograd.Function):
@@ -98,18 +102,15 @@ class _SumOverPairs(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, i: Tensor, j: Tensor, pair_loss: PairLoss) -> Tensor:
         ctx.save_for_backward(x, i, j)
         ctx.pair_loss = pair_loss
-        total = x.new_zeros((), dtype=wide_dtype(x))
-        for k, m in _parts(x, i, j):
-            total += _plain_sum(x, k, m, pair_loss)
-        return total.to(x.dtype)
+        return losses_of_pairs(x, i, j, pair_loss).sum().to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         x, i, j = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative will be wanted
-            total = _plain_sum(x, i, j, ctx.pair_loss)
-            weight = grad_output.to(total.dtype)
-            (gradient,) = torch.autograd.grad(total, x, weight, create_graph=True)
+            losses = _losses(x, i, j, ctx.pair_loss)
+            weights = grad_output.to(losses.dtype).expand_as(losses)
+            (gradient,) = torch.autograd.grad(losses, x, weights, create_graph=True)
             return gradient, None, None, None
         gradient = torch.zeros_like(x)
         for k, m in _parts(x, i, j):

@@ -77,7 +77,7 @@ class MGD(Published):
 
 
 def log_determinants(kernels: Tensor) -> Tensor:
-    """log det(K + JITTER · I) of symmetric positive semi-definite ``[..., n, n]``; finite."""
+    """Finite log det(K + JITTER · I) of symmetric positive semi-definite ``[..., n, n]``."""
     regular = kernels + JITTER * torch.eye(kernels.shape[-1]).to(kernels)
     factor, failed = torch.linalg.cholesky_ex(regular)
     if not failed.any():

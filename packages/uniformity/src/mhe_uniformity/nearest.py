@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mhe_uniformity._base import Published
-from mhe_uniformity._rows import released_rows, squared_chords, unit_rows, wide_dtype
-from mhe_uniformity._search import nearest_neighbours, sum_over_pairs
+from mhe_uniformity._rows import released_rows, squared_chords, unit_rows
+from mhe_uniformity._search import losses_of_pairs, nearest_neighbours, sum_over_pairs
 
 __all__ = ["MHS", "MMA", "KoLeo", "RegularFace"]
 
@@ -76,14 +76,12 @@ class MHS(Published):
         # The cosines of the search are rounded: among those next to the largest, look again.
         slack = 0.0 if self.count_ties else 16 * torch.finfo(x.dtype).eps
         i = (cosines >= cosines.max() - slack).nonzero().squeeze(1)
-        pairs = torch.stack([i, j[i]]).sort(0).values.unique(dim=1)
+        i, j = torch.stack([i, j[i]]).sort(0).values.unique(dim=1)
         if self.count_ties:
             copies = 2 if self.half_space else 1
-            return -copies * sum_over_pairs(x, *pairs, self.squared_chords)
-        with torch.no_grad():
-            w, v = x[pairs].to(wide_dtype(x))
-            nearest = self.squared_chords(w, v).argmin()
-        return -sum_over_pairs(x, *pairs[:, nearest, None], self.squared_chords)
+            return -copies * sum_over_pairs(x, i, j, self.squared_chords)
+        nearest = losses_of_pairs(x, i, j, self.squared_chords).argmin(keepdim=True)
+        return -sum_over_pairs(x, i[nearest], j[nearest], self.squared_chords)
 
     def squared_chords(self, w: Tensor, v: Tensor) -> Tensor:
         """Of pairs of neurons ``[n, d]``, with the nearer of v and −v in half space."""

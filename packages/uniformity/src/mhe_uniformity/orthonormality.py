@@ -178,7 +178,6 @@ def gram_deviation(x: Tensor) -> Tensor:
 
 def side_rows(x: Tensor, side: str) -> Tensor:
     """The vectors whose products the Gram matrix has, as rows: ``[N, d]`` or ``[d, N]``."""
-    N, d = x.shape
     if side == "smaller":
-        side = "neurons" if N <= d else "dims"
+        side = "neurons" if x.shape[0] <= x.shape[1] else "dims"
     return x if side == "neurons" else x.mT

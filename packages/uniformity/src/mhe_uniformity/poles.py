@@ -1,9 +1,9 @@
 r"""Losses with a learned pole: MHP and MHC.
 
 A pole v plays against the network: it seeks the place of least energy (MHP) or the largest hole
-(MHC) among the neurons, and the network brings neurons there. Before each step of the network it takes
-``inner_steps`` steps of SGD with momentum 0.9, at the network's learning rate, and with a momentum
-that outlasts the network's steps.
+(MHC) among the neurons, and the network brings neurons there. Before each step of the network it
+takes ``inner_steps`` steps of SGD with momentum 0.9, at the network's learning rate, and with a
+momentum that outlasts the network's steps.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class MHP(Polar):
 
 
 class MHC(Polar):
-    r"""Minimum hyperspherical covering: the squared chord from a pole to the nearest neuron, softly.
+    r"""Minimum hyperspherical covering: squared chord from a pole to the nearest neuron, softly.
 
     .. math:: -\frac1\gamma \log \frac1N \sum_i e^{-\gamma \lVert v - u_i \rVert^2}
 

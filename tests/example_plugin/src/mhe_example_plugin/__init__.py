@@ -1,14 +1,14 @@
-"""Maximum minimal angle (MMA), a regularizer that ``mhe_core`` finds by its entry point."""
+"""Maximum minimal angle, a regularizer that ``mhe_core`` finds by its entry point."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MMA"]
+__all__ = ["MinimalAngle"]
 
 
-class MMA(nn.Module):
+class MinimalAngle(nn.Module):
     r"""Maximum minimal angle: −mean_i min_{j≠i} θ_ij, in [−π, 0].
 
     Wang et al., *MMA Regularization*, NeurIPS 2020; their weight of the term is 0.07.

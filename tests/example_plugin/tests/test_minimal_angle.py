@@ -8,7 +8,7 @@ from mhe_core.testing import check_regularizer
 
 @pytest.mark.parametrize("neighbors", [1, 3])
 def test_conforms(neighbors):
-    check_regularizer("mma", neighbors=neighbors)
+    check_regularizer("minimal_angle", neighbors=neighbors)
 
 
 def test_equals_a_loop_over_angles():
@@ -21,14 +21,14 @@ def test_equals_a_loop_over_angles():
         )
         for i in range(7)
     ]
-    value = create_regularizer("mma", num_neurons=7, dim=5)(neurons)
+    value = create_regularizer("minimal_angle", num_neurons=7, dim=5)(neurons)
     assert value.item() == pytest.approx(-sum(smallest) / 7, rel=1e-12)
 
 
 def test_descent_spreads_the_neurons_to_a_simplex():
     torch.manual_seed(0)
     neurons = torch.nn.Parameter(torch.randn(4, 3))
-    regularizer = create_regularizer("mma", num_neurons=4, dim=3)
+    regularizer = create_regularizer("minimal_angle", num_neurons=4, dim=3)
     for step in range(600):
         neurons.grad = None
         regularizer(neurons).backward()
@@ -39,4 +39,4 @@ def test_descent_spreads_the_neurons_to_a_simplex():
 
 def test_says_which_neighbors_are_possible():
     with pytest.raises(ValueError, match="expected neighbors from 1 to 3, got 4"):
-        create_regularizer("mma", num_neurons=4, dim=3, neighbors=4)
+        create_regularizer("minimal_angle", num_neurons=4, dim=3, neighbors=4)
