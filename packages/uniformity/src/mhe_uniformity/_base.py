@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 from mhe_core import Regularizer
+from mhe_core.energy.rows import working_copy
 from torch import Tensor
-
-from mhe_uniformity._rows import working_copy
 
 __all__ = ["Published", "check_choice", "check_integer", "check_number"]
 

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from mhe_core.energy.rows import wide_dtype
 from torch import Tensor
-
-from mhe_uniformity._rows import wide_dtype
 
 __all__ = ["losses_of_pairs", "nearest_neighbours", "sum_over_pairs"]
 
@@ -87,7 +86,7 @@ def losses_of_pairs(x: Tensor, i: Tensor, j: Tensor, pair_loss: PairLoss) -> Ten
 
 
 def _losses(x: Tensor, i: Tensor, j: Tensor, pair_loss: PairLoss) -> Tensor:
-    wide = wide_dtype(x)
+    wide = wide_dtype(x.device)
     return pair_loss(x[i].to(wide), x[j].to(wide))
 
 
@@ -114,8 +113,8 @@ class _SumOverPairs(torch.autograd.Function):
             return gradient, None, None, None
         gradient = torch.zeros_like(x)
         for k, m in _parts(x, i, j):
-            u = x[k].to(wide_dtype(x)).requires_grad_()
-            v = x[m].to(wide_dtype(x)).requires_grad_()
+            u = x[k].to(wide_dtype(x.device)).requires_grad_()
+            v = x[m].to(wide_dtype(x.device)).requires_grad_()
             with torch.enable_grad():
                 losses = ctx.pair_loss(u, v)
             slopes = torch.autograd.grad(losses, (u, v), grad_output.to(u.dtype).expand_as(losses))

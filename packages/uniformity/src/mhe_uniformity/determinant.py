@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mhe_core.energy.rows import directions, wide_dtype
 from torch import Tensor
 
 from mhe_uniformity._base import Published
-from mhe_uniformity._rows import released_rows, unit_rows, wide_dtype
+from mhe_uniformity._rows import released_rows
 
 __all__ = ["MGD"]
 
@@ -43,7 +44,7 @@ class MGD(Published):
         >>> import torch
         >>> from mhe_core import create_regularizer
         >>> create_regularizer("mgd", 3, 3, half_space=False)(torch.eye(3))
-        tensor(0.0545)
+        tensor(0.0513)
     """
 
     paper = "Liu et al., AISTATS 2021, arXiv 2103.01649"
@@ -58,8 +59,8 @@ class MGD(Published):
 
     def loss(self, x: Tensor) -> Tensor:
         """Of one matrix ``[N, d]``."""
-        wide = x.to(wide_dtype(x))
-        u = unit_rows(wide) if self.variant == "paper" else released_rows(wide)
+        wide = x.to(wide_dtype(x.device))
+        u = directions(wide) if self.variant == "paper" else released_rows(wide)
         cosines = u @ u.mT
         if self.variant == "paper":  # of a row of zeros, too
             own = torch.eye(len(u), dtype=torch.bool, device=u.device)

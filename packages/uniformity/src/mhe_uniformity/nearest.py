@@ -10,10 +10,11 @@ import math
 from typing import Any
 
 import torch
+from mhe_core.energy.rows import directions
 from torch import Tensor
 
 from mhe_uniformity._base import Published
-from mhe_uniformity._rows import released_rows, squared_chords, unit_rows
+from mhe_uniformity._rows import released_rows, squared_chords
 from mhe_uniformity._search import losses_of_pairs, nearest_neighbours, sum_over_pairs
 
 __all__ = ["MHS", "MMA", "KoLeo", "RegularFace"]
@@ -86,7 +87,7 @@ class MHS(Published):
     def squared_chords(self, w: Tensor, v: Tensor) -> Tensor:
         """Of pairs of neurons ``[n, d]``, with the nearer of v and −v in half space."""
         if self.variant == "paper":
-            w, v = unit_rows(w), unit_rows(v)
+            w, v = directions(w), directions(v)
         else:
             w, v = released_rows(w), released_rows(v)
         cosines = (w * v).sum(-1)
@@ -151,7 +152,7 @@ class MMA(NearestNeighbourMean):
 
     def pair_loss(self, w: Tensor, v: Tensor, limits: torch.finfo) -> Tensor:
         """Minus the angles."""
-        u, v = unit_rows(w), unit_rows(v)
+        u, v = directions(w), directions(v)
         if self.variant == "released":
             return -(u * v).sum(-1).clamp(-0.99999, 0.99999).acos()
         near, far = (torch.linalg.vector_norm(x, dim=-1) for x in (u - v, u + v))
@@ -188,7 +189,7 @@ class RegularFace(NearestNeighbourMean):
 
     def pair_loss(self, w: Tensor, v: Tensor, limits: torch.finfo) -> Tensor:
         """The cosines."""
-        return (unit_rows(w) * unit_rows(v)).sum(-1)
+        return (directions(w) * directions(v)).sum(-1)
 
 
 class KoLeo(NearestNeighbourMean):
@@ -229,7 +230,7 @@ class KoLeo(NearestNeighbourMean):
 
     def pair_loss(self, w: Tensor, v: Tensor, limits: torch.finfo) -> Tensor:
         """Minus the logarithms of the chords."""
-        u, v = unit_rows(w), unit_rows(v)
+        u, v = directions(w), directions(v)
         if self.variant == "paper":
             return -0.5 * squared_chords(u, v).clamp_min(limits.eps**2).log()
         on_coordinates, on_chord = (1e-8, 1e-8) if self.variant == "lightly" else (1e-6, 0.0)
@@ -247,7 +248,7 @@ def scaled_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     zero = lengths == 0
     shortest, longest = lengths.masked_fill(~x.any(-1), 1.0).aminmax()
     if shortest < 1e-10 or longest > 1e10:
-        return unit_rows(x), torch.ones_like(lengths)
+        return directions(x), torch.ones_like(lengths)
     return x, lengths.reciprocal().masked_fill(zero, 0.0)
 
 

@@ -12,10 +12,11 @@ import math
 from typing import Any
 
 import torch
+from mhe_core.energy.rows import directions
 from torch import Tensor
 
 from mhe_uniformity._base import check_integer, check_neurons, check_number
-from mhe_uniformity._rows import released_rows, squared_chords, unit_rows
+from mhe_uniformity._rows import released_rows, squared_chords
 from mhe_uniformity._state import Seeded
 
 __all__ = ["MHC", "MHP"]
@@ -56,7 +57,7 @@ class Polar(Seeded):
         self.inner_steps = inner_steps
         self.inner_weight = inner_weight
         poles = torch.randn(1, dim, generator=self.generator(), dtype=torch.float32)
-        self.register_buffer("poles", unit_rows(poles) if variant == "paper" else poles)
+        self.register_buffer("poles", directions(poles) if variant == "paper" else poles)
         self.register_buffer("momentum", torch.zeros_like(poles))
 
     def loss(self, x: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class Polar(Seeded):
     def to_pole(self, x: Tensor, poles: Tensor) -> Tensor:
         """Squared chords from the pole to the neurons, and, in half space, to their antipodes."""
         if self.variant == "paper":
-            u, v = unit_rows(x), unit_rows(poles)
+            u, v = directions(x), directions(poles)
             chords = [squared_chords(u, v)]
             if self.half_space:
                 chords.append(squared_chords(u, -v))
@@ -113,7 +114,7 @@ class Polar(Seeded):
         self.momentum.mul_(MOMENTUM).add_(slope)
         self.poles.sub_(lr * self.momentum)
         if self.variant == "paper":
-            self.poles.copy_(unit_rows(self.poles))
+            self.poles.copy_(directions(self.poles))
 
     def options(self) -> dict[str, Any]:
         """The hyperparameters."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from mhe_core import hyperspherical_energy
+from mhe_core.energy.rows import directions
 from torch import Tensor
 
 from mhe_uniformity._base import Published, check_number
 from mhe_uniformity._pairs import sum_over_all_pairs
-from mhe_uniformity._rows import unit_rows
 
 __all__ = ["HUG", "UniformFace", "Uniformity"]
 
@@ -57,7 +57,7 @@ class Uniformity(Published):
         """Of one matrix ``[N, d]``."""
         if len(x) == 1:
             return x.sum() * 0
-        total = sum_over_all_pairs(unit_rows(x), lambda q: torch.exp(-self.t * q))
+        total = sum_over_all_pairs(directions(x), lambda q: torch.exp(-self.t * q))
         return torch.log(total / math.comb(len(x), 2))
 
     def options(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class HUG(Published):
         """Of one matrix ``[N, d]``."""
         if self.variant == "paper" or len(x) == 1:
             return hyperspherical_energy(x, s=2.0)
-        u = unit_rows(x)
+        u = directions(x)
         with torch.no_grad():
             apart = sum_over_all_pairs(u, lambda q: (q > 0).to(q.dtype))
         total = sum_over_all_pairs(u, reciprocal_of_apart)
@@ -140,7 +140,7 @@ class UniformFace(Published):
         if pairs == 0:
             return x.sum() * 0
         if self.variant == "paper":
-            return sum_over_all_pairs(unit_rows(x), inverse_distance) / pairs
+            return sum_over_all_pairs(directions(x), inverse_distance) / pairs
         return sum_over_all_pairs(x, released_inverse_distance) / (2 * pairs)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from mhe_core.energy.rows import directions
 from torch import Tensor
 
 from mhe_uniformity._base import Published
-from mhe_uniformity._rows import unit_rows
 
 __all__ = ["RMHP"]
 
@@ -42,5 +42,5 @@ class RMHP(Published):
 
     def loss(self, x: Tensor) -> Tensor:
         """Of one matrix ``[N, d]``."""
-        rows = unit_rows(x) if self.variant == "paper" else x
+        rows = directions(x) if self.variant == "paper" else x
         return torch.linalg.vector_norm(rows.sum(0))
