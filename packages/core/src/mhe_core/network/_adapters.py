@@ -87,9 +87,8 @@ def step_of(module: Any, adapter: str) -> Step | None:
         if adapter in getattr(module, has, ()):
             return step(module, adapter)
     says = getattr(module, "supports_lora_conversion", None)
-    if says is not None and says(adapter):
-        return added(module, adapter)
-    return None
+    adds = any(kind.__name__ == "LycorisLayer" for kind in type(module).__mro__)  # LoHa, LoKr
+    return added(module, adapter) if adds or (says is not None and says(adapter)) else None
 
 
 def added(module: Any, adapter: str) -> Step:
@@ -111,7 +110,7 @@ def dora(module: Any, adapter: str) -> Step:
     """M · (W + ΔW) / ‖W + ΔW‖, the norm without a gradient (DoRA, Liu et al. 2024, 2402.09353)."""
     magnitude = module.lora_magnitude_vector[adapter].weight
     base = module.get_base_layer()
-    columns = module.fan_in_fan_out or isinstance(base, nn.Embedding)
+    columns = getattr(module, "fan_in_fan_out", False) or isinstance(base, nn.Embedding)
 
     def step(weight: Tensor) -> Tensor:
         changed = weight + module.get_delta_weight(adapter)

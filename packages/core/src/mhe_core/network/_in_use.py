@@ -40,6 +40,7 @@ def tensor_names(module: nn.Module) -> list[str]:
     hooks = [_hook(module, kind=kind) for kind in ("WeightNorm", "SpectralNorm")]
     computed = [*parametrizations, *pruned, *(hook.name for hook in hooks if hook is not None)]
     hidden = {f"{name}_{suffix}" for name in computed for suffix in ("orig", "g", "v")}
+    hidden |= {f"{name}_bias" for name in module._parameters}
     names = [*computed, *(name for name in module._parameters if name not in hidden)]
     if "weight" not in names and _has_weight(module):
         names.append("weight")

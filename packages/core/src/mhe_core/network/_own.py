@@ -15,7 +15,8 @@ __all__ = ["LAYERS", "own_weights"]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS)
-GATES = {"LSTM": 4, "GRU": 3}  # blocks of neurons in a recurrent layer's weights
+# Blocks of neurons in a recurrent layer's weights.
+GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
 
 class Use(NamedTuple):
@@ -69,8 +70,9 @@ def use_of(module: nn.Module, name: str) -> Use:
     """How the module uses its tensor of that name."""
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         recurrent = name.startswith(("weight_ih", "weight_hh"))
-        gates = GATES.get(type(module).__name__.removesuffix("Cell"), 1) if recurrent else 1
-        return Use(partial(in_blocks, blocks=gates), usual=name.startswith("weight"))
+        gates = next((n for kind, n in GATES.items() if isinstance(module, kind)), 1)
+        blocks = gates if recurrent else 1
+        return Use(partial(in_blocks, blocks=blocks), usual=name.startswith("weight"))
     if isinstance(module, nn.MultiheadAttention):
         blocks = 3 if name == "in_proj_weight" else 1
         return Use(partial(in_blocks, blocks=blocks), usual=name.endswith("proj_weight"))

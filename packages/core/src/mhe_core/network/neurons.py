@@ -126,9 +126,11 @@ def weight_at(model: nn.Module, name: str, *, split: Split | None = None) -> Wei
     weights = module_weights(module)
     if rest in weights:
         return weights[rest]
-    whole = rest.rpartition("[")[0]
-    if split and whole in weights:
-        return _split(name.rpartition("[")[0], weights[whole], split)[name]
+    whole, bracket, _ = name.rpartition("[")
+    if split and bracket:
+        parts = _split(whole, weight_at(model, whole), split)
+        if name in parts:
+            return parts[name]
     raise KeyError(name)
 
 
