@@ -281,6 +281,23 @@ class TestOutputLayer:
         with pytest.raises(ValueError, match=r"get_classifier\(\).*\['projector'\]"):
             NetworkRegularizer(model)
 
+    def test_every_head_of_several_is_an_output_layer(self):
+        class Distilled(nn.Sequential):
+            def get_classifier(self):
+                return self.head, self.head_dist
+
+        model = Distilled()
+        model.add_module("body", nn.Linear(4, 4))
+        model.add_module("head_dist", nn.Linear(4, 3))
+        model.add_module("head", nn.Linear(4, 3))
+        assert output_names(model) == ["head_dist", "head"]
+        energy = {
+            name: hyperspherical_energy(model.get_submodule(name).weight).item()
+            for name in ("head", "head_dist")
+        }
+        total = NetworkRegularizer(model, hidden=None, output_weight=2.0)()
+        assert total.item() == pytest.approx(2 * sum(energy.values()))
+
     def test_of_a_timm_model(self):
         timm = pytest.importorskip("timm")
         model = timm.create_model("resnet10t", num_classes=5)

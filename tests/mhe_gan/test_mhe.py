@@ -65,6 +65,9 @@ def test_published_weights_are_the_default():
     assert GANConfig(output="x").energy_options() == {"s": 0}
     assert GANConfig(output="x", regularizer_options={"s": 2}).energy_options() == {"s": 2}
     assert GANConfig(output="x", regularizer="comhe_group").energy_options() == {}
+    for long in ("mhe-core:mhe", "mhe-core:half_mhe"):
+        assert GANConfig(output="x", regularizer=long).energy_options() == {"s": 0}
+    assert GANConfig(output="x", regularizer="elsewhere:mhe").energy_options() == {}
 
 
 @pytest.mark.parametrize("n_dis", [1, 3])

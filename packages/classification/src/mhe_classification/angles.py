@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from mhe_core import NetworkRegularizer, neuron_matrix
 from mhe_core.diagnostics import angle_histogram
+from mhe_core.network import find_output_layers
 from torch import nn
 
 __all__ = ["plot_angles"]
@@ -26,8 +27,7 @@ def plot_angles(models: Mapping[str, nn.Module], file: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = list(NetworkRegularizer(next(iter(models.values()))).terms())
-    layers = {"first hidden": names[0], "last hidden": names[-2], "output": names[-1]}
+    layers = drawn_layers(next(iter(models.values())))
     figure = Figure(figsize=(13.8, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(layers))
@@ -51,6 +51,14 @@ def plot_angles(models: Mapping[str, nn.Module], file: Path) -> Path:
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     figure.savefig(file, dpi=110)
     return file
+
+
+def drawn_layers(model: nn.Module) -> dict[str, str]:
+    """The names of the layers that are drawn, by what they are."""
+    outputs = find_output_layers(model)
+    regularizer = NetworkRegularizer(model, "mhe-core:half_mhe", "mhe-core:mhe")
+    hidden = [name for name in regularizer.terms() if name not in outputs]
+    return {"first hidden": hidden[0], "last hidden": hidden[-1], "output": outputs[0]}
 
 
 def occupied(density: np.ndarray, edges: np.ndarray) -> tuple[float, float]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mhe_core.training.config import TrainingConfig
+from mhe_core.training.naming import own_name
 
 from mhe_classification.recipes import recipe_defaults
 
 __all__ = ["ClassificationConfig"]
 
-# The regularizers' hyperparameters that have a flag of their own.
+# The hyperparameters of core's regularizers that have a flag of their own.
 HYPERPARAMETERS = {
     "comhe_random": ("projection_dim", "num_projections", "redraw_interval"),
     "comhe_angle": ("projection_dim", "inner_steps"),
@@ -78,7 +79,7 @@ class ClassificationConfig(TrainingConfig):
     eval_every: int | None = None
     power_s: Literal["0", "1", "2", "a0", "a1", "a2"] | None = None
     convention: Literal["paper", "released_code"] | None = None
-    output_regularizer: str = "mhe"
+    output_regularizer: str = "mhe-core:mhe"
     projection_dim: int | None = None
     num_projections: int | None = None
     redraw_interval: int | None = None
@@ -120,13 +121,13 @@ class ClassificationConfig(TrainingConfig):
 
     def hidden_options(self) -> dict[str, Any]:
         """Options of the hidden layers' regularizer."""
-        named = HYPERPARAMETERS.get(self.regularizer, ())
+        named = HYPERPARAMETERS.get(own_name(self.regularizer) or "", ())
         flags = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
         return {**self.energy_options(), **flags, **self.regularizer_options}
 
     def check_hyperparameters(self) -> None:
         """Raise a ValueError for a hyperparameter's flag that the regularizer does not have."""
-        known = HYPERPARAMETERS.get(self.regularizer, ())
+        known = HYPERPARAMETERS.get(own_name(self.regularizer) or "", ())
         for name in {name for names in HYPERPARAMETERS.values() for name in names}:
             if getattr(self, name) is not None and name not in known:
                 flag = name.replace("_", "-")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mhe_core.network import find_output_layers
 from mhe_core.training.augment import normalize
 from mhe_core.training.checkpoint import load_checkpoint
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class FeatureExtractor(nn.Module):
     """uint8 images [B, 3, h, w] to what the output layer is given, [B, d], and logits [B, C].
 
     Args:
-        model: a classifier of normalized images, with timm's ``get_classifier()``.
+        model: a classifier of normalized images; of several heads, the first one's features count.
         image_size: height and width of its images, to which others are resized.
     """
 
@@ -31,7 +32,8 @@ class FeatureExtractor(nn.Module):
         self.model = model
         self.image_size = image_size
         self.features: Tensor
-        model.get_classifier().register_forward_pre_hook(self._keep)  # type: ignore[operator]
+        output = model.get_submodule(find_output_layers(model)[0])
+        output.register_forward_pre_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.features = inputs[0].flatten(1)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mhe_core.training.naming import own_name
 from torch import Tensor
 
 __all__ = ["loss_function", "recipe_defaults"]
@@ -51,8 +52,9 @@ def recipe_defaults(recipe: str, regularizer: str) -> dict[str, Any]:
     """The settings of a recipe, by name; the published CoMHE runs had a longer schedule."""
     if recipe == "stable":
         return STABLE
-    schedule = RELEASED_COMHE if regularizer.startswith("comhe") else RELEASED
-    return {**schedule, **PUBLISHED_PROJECTIONS.get(regularizer, {})}
+    own = own_name(regularizer) or ""
+    schedule = RELEASED_COMHE if own.startswith("comhe") else RELEASED
+    return {**schedule, **PUBLISHED_PROJECTIONS.get(own, {})}
 
 
 def loss_function(name: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:

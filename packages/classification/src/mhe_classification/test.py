@@ -102,7 +102,10 @@ def energies(model: nn.Module) -> dict[str, float]:
         output layer's full-space energy, and how far each is above what no directions can go below.
     """
     figures = {}
-    for name, hidden, output in (("hidden", "half_mhe", None), ("output", None, "mhe")):
+    for name, hidden, output in (
+        ("hidden", "mhe-core:half_mhe", None),
+        ("output", None, "mhe-core:mhe"),
+    ):
         terms = NetworkRegularizer(model, hidden, output).terms()
         energy = sum(float(term) for term in terms.values())
         sizes = [neuron_matrix(model.get_submodule(layer)).shape[-2:] for layer in terms]

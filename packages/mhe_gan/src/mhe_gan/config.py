@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mhe_core.training.config import TrainingConfig
+from mhe_core.training.naming import own_name
 
 __all__ = ["GANConfig", "ScoreConfig"]
 
@@ -68,7 +69,7 @@ class GANConfig(TrainingConfig, ScoreConfig):
     model: Literal["dcgan", "resnet"] = "dcgan"
     spectral_norm: bool = True
     loss: Literal["non_saturating", "hinge"] = "non_saturating"
-    regularizer: str = "mhe"
+    regularizer: str = "mhe-core:mhe"
     hidden_weight: float | None = None  # type: ignore[assignment]  # until it is looked up
     output_weight: float = 0.0
     generator_weight: float = 0.0
@@ -111,5 +112,5 @@ class GANConfig(TrainingConfig, ScoreConfig):
 
     def energy_options(self) -> dict[str, Any]:
         """The regularizer's hyperparameters: s = 0, as published, unless another is given."""
-        published = {"s": 0} if self.regularizer in ("mhe", "half_mhe") else {}
+        published = {"s": 0} if own_name(self.regularizer) in ("mhe", "half_mhe") else {}
         return {**published, **self.regularizer_options}

@@ -95,7 +95,7 @@ class Trainer:
             self.generator, config.generator_weight, without="project.0"
         )
         self.energy = NetworkRegularizer(
-            self.discriminator, "mhe", None, hidden_options={"s": 0}
+            self.discriminator, "mhe-core:mhe", None, hidden_options={"s": 0}
         )  # what every run reports, whatever it was trained with
         layers = map(self.discriminator.get_submodule, self.energy.terms())
         sizes = [neuron_matrix(layer).shape[-2:] for layer in layers]

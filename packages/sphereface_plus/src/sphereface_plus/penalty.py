@@ -12,6 +12,7 @@ from mhe_core import (
     create_regularizer,
     sharded_hyperspherical_energy,
 )
+from mhe_core.training.naming import own_name
 from torch import Tensor, nn
 
 from sphereface_plus.config import FaceConfig
@@ -86,11 +87,12 @@ def sharded_energy(
     name: str, config: FaceConfig, head: ShardedSphereFaceHead
 ) -> Callable[[Tensor], Tensor]:
     """The exact energy of the class vectors of all processes, given this one's."""
-    if name not in ("mhe", "half_mhe") or config.anchors == "batch":
+    own = own_name(name)
+    if own not in ("mhe", "half_mhe") or config.anchors == "batch":
         raise ValueError(
             "--shard-classes goes with --regularizer mhe, half_mhe or none and --anchors all, "
             f"got {name} and {config.anchors}"
         )
     options = config.regularizer_options
     create_regularizer(name, head.num_classes, head.dim, **options)  # checks the options
-    return partial(sharded_hyperspherical_energy, half_space=name == "half_mhe", **options)
+    return partial(sharded_hyperspherical_energy, half_space=own == "half_mhe", **options)

@@ -10,10 +10,12 @@ from mhe_core.network.neurons import (
     weight_at,
 )
 from mhe_core.network.regularizer import NetworkRegularizer
+from mhe_core.network.selection import find_output_layers
 
 __all__ = [
     "NetworkRegularizer",
     "Weight",
+    "find_output_layers",
     "has_neurons",
     "module_weights",
     "named_weights",

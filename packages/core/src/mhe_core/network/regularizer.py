@@ -15,7 +15,7 @@ from mhe_core.network._batching import Layer, arguments, layer_energies
 from mhe_core.network._processes import process, shared_energies, sum_over_processes
 from mhe_core.network._wrappers import unwrapped
 from mhe_core.network.neurons import weight_at
-from mhe_core.network.selection import find_output_layer, matching, neuron_layers
+from mhe_core.network.selection import find_output_layers, matching, neuron_layers
 from mhe_core.registry import create_regularizer
 
 __all__ = ["NetworkRegularizer"]
@@ -52,8 +52,8 @@ class NetworkRegularizer(nn.Module):
         hidden_options: hyperparameters of the hidden layers' regularizer, such as ``{"s": 1}``.
         output_options: hyperparameters of the output layer's regularizer.
         output_layer: name of the output layer: any module whose ``weight`` has neurons as rows. By
-            default what the model's ``get_classifier()`` returns if it has that method (timm), else
-            the last Linear layer or 1×1 convolution.
+            default what the model's ``get_classifier()`` returns if it has that method (timm; each
+            of several heads is an output layer), else the last Linear layer or 1×1 convolution.
         exclude: names of layers to leave out, or patterns such as ``"stem.*"``.
         include: names or patterns of modules to cover beside the above: Embedding layers, and any
             other module whose ``weight`` has neurons as rows.
@@ -102,17 +102,16 @@ class NetworkRegularizer(nn.Module):
         model = unwrapped(model)
         # Not the model itself, which as an attribute would be registered as a submodule.
         self._weight = partial(weight_at, model)
-        self._output_name = find_output_layer(model, output_layer, required=output is not None)
+        self._outputs = find_output_layers(model, output_layer, required=output is not None)
         layers = neuron_layers(model, include)
-        if self._output_name is not None:
-            layers[self._output_name] = self._weight(self._output_name)
+        layers.update({name: self._weight(name) for name in self._outputs})
         excluded = matching(layers, exclude, "exclude")
 
         self.regularizers = nn.ModuleDict()
         taken = set()
-        # The output layer first, as this is where a weight that it shares is to be counted.
-        for name in sorted(layers, key=lambda name: name != self._output_name):
-            is_output = name == self._output_name
+        # Output layers first, as this is where a weight that they share is to be counted.
+        for name in sorted(layers, key=lambda name: name not in self._outputs):
+            is_output = name in self._outputs
             chosen, options = (output, output_options) if is_output else (hidden, hidden_options)
             weight = layers[name]
             if chosen is None or name in excluded or weight.identity in taken:
@@ -139,7 +138,7 @@ class NetworkRegularizer(nn.Module):
         alone = processes == 1
         energies = layer_energies(layers) if alone else shared_energies(layers, rank, processes)
         weighted = [
-            (self.output_weight if name == self._output_name else self.hidden_weight) * energy
+            (self.output_weight if name in self._outputs else self.hidden_weight) * energy
             for name, energy in energies.items()
         ]
         total = torch.stack([energy.to(weighted[0].device) for energy in weighted]).sum()

@@ -11,7 +11,7 @@ from mhe_core.network._in_use import CONVOLUTIONS
 from mhe_core.network._weight import Weight
 from mhe_core.network.neurons import named_weights
 
-__all__ = ["find_output_layer", "matching", "neuron_layers"]
+__all__ = ["find_output_layers", "matching", "neuron_layers"]
 
 
 def neuron_layers(model: nn.Module, include: Iterable[str] = ()) -> dict[str, Weight]:
@@ -34,29 +34,39 @@ def readable(model: nn.Module) -> dict[str, Weight]:
     return {name: w for name, w in named_weights(model).items() if w.problem is None}
 
 
-def find_output_layer(model: nn.Module, name: str | None, *, required: bool) -> str | None:
-    """Name of the output layer: the given one, or the one found; None if there is none.
+def find_output_layers(
+    model: nn.Module, name: str | None = None, *, required: bool = True
+) -> list[str]:
+    """Names of the output layers: the given one, or those found, one a head of the model.
 
     Raises:
-        ValueError: if the given name is no layer, or none is found and it is ``required``.
+        ValueError: if the given name is no layer, or none is found and one is ``required``.
     """
     candidates = list(readable(model))
     if name is not None:
         if name not in candidates:
             raise ValueError(f"expected output_layer to be one of {candidates}, got {name!r}")
-        return name
-    get_classifier = getattr(model, "get_classifier", None)
-    head = get_classifier() if get_classifier else model
-    inside = set(head.modules()) if isinstance(head, nn.Module) else set()
-    for name, weight in reversed(neuron_layers(model).items()):
-        if weight.module in inside and maps_channels(weight.module):
-            return name
-    if required:
+        return [name]
+    mapping = {n: w.module for n, w in neuron_layers(model).items() if maps_channels(w.module)}
+    found: list[str] = []
+    for head in heads(model):
+        inside = set(head.modules())
+        within = [name for name, module in mapping.items() if module in inside]
+        found += [name for name in within[-1:] if name not in found]
+    if required and not found:
         raise ValueError(
             "expected an output layer (what get_classifier() returns, or a Linear layer or 1×1 "
             f"convolution), found none: give output_layer, one of {candidates}, or output=None"
         )
-    return None
+    return found
+
+
+def heads(model: nn.Module) -> list[nn.Module]:
+    """The parts of a model that classify: timm's distilled models have two, side by side."""
+    get_classifier = getattr(model, "get_classifier", None)
+    classifier = get_classifier() if get_classifier else model
+    several = classifier if isinstance(classifier, (tuple, list)) else [classifier]
+    return [head for head in several if isinstance(head, nn.Module)]
 
 
 def maps_channels(module: nn.Module) -> bool:

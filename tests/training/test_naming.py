@@ -1,0 +1,14 @@
+"""Core's own regularizers are the same by any of their names; a third party's is never theirs."""
+
+import pytest
+from mhe_core.training.naming import own_name
+
+
+@pytest.mark.parametrize("name", ["mhe", "half_mhe", "comhe_random"])
+def test_a_name_and_its_long_form_are_one(name):
+    assert own_name(name) == own_name(f"mhe-core:{name}") == name
+
+
+@pytest.mark.parametrize("name", ["elsewhere:mhe", "comhe_anything", "none", ""])
+def test_others_are_not_ours(name):
+    assert own_name(name) is None
