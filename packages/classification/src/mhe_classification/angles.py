@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from mhe_core import NetworkRegularizer, neuron_matrix
+from mhe_core import NetworkRegularizer
 from mhe_core.diagnostics import angle_histogram
-from mhe_core.network import find_output_layers
+from mhe_core.network import find_output_layers, weight_at
 from torch import nn
 
 __all__ = ["plot_angles"]
@@ -34,7 +34,7 @@ def plot_angles(models: Mapping[str, nn.Module], file: Path) -> Path:
     edges = np.linspace(0, 180, BINS + 1)
     for axis, (title, name) in zip(axes, layers.items(), strict=True):
         for number, (label, model) in enumerate(models.items()):
-            neurons = neuron_matrix(model.get_submodule(name))
+            neurons = weight_at(model, name).neurons()
             density = angle_histogram(neurons, BINS) * math.pi / 180
             style = {"color": "0.3", "linestyle": "--"} if number == 0 else {}
             axis.stairs(density.numpy(), edges, label=label, linewidth=1.4, **style)

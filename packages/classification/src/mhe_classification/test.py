@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from mhe_core import NetworkRegularizer, neuron_matrix
+from mhe_core import NetworkRegularizer
 from mhe_core.diagnostics.bounds import lower_bound
+from mhe_core.network import weight_at
 from mhe_core.training.augment import normalize
 from mhe_core.training.batches import whole_set
 from mhe_core.training.checkpoint import load_checkpoint
@@ -108,7 +109,7 @@ def energies(model: nn.Module) -> dict[str, float]:
     ):
         terms = NetworkRegularizer(model, hidden, output).terms()
         energy = sum(float(term) for term in terms.values())
-        sizes = [neuron_matrix(model.get_submodule(layer)).shape[-2:] for layer in terms]
+        sizes = [weight_at(model, layer).neurons().shape[-2:] for layer in terms]
         floor = sum(lower_bound(N, d, half_space=hidden is not None) for N, d in sizes)
         figures[f"{name}_energy"] = energy
         figures[f"{name}_above_floor"] = energy - floor
