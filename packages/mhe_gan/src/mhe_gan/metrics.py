@@ -1,0 +1,198 @@
+"""The scores of generated images by name: what each needs, which way is better, and its interval.
+
+A third party's metric is found by its entry point in the group ``mhe_gan.metrics``, which names a
+:class:`Metric`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+from mhe_gan import neighbours
+from mhe_gan.features import FeatureSet
+from mhe_gan.frechet import FrechetReference
+from mhe_gan.scores import inception_score, kernel_distance
+
+__all__ = ["METRICS", "Metric", "Score", "find_metrics", "measure"]
+
+GROUP = "mhe_gan.metrics"
+NORMAL = 1.959964  # standard deviations on each side of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a set of generated images.
+
+    Attributes:
+        name: as it is printed.
+        higher_is_better: which of two models it prefers.
+        needs: ``logits``, of the generated images alone; ``features``, of generated and real
+            images; ``moments``, for which the real images' mean and covariance suffice.
+        value: the published figure of (generated, real).
+        resampled: of (generated, real, counts [R, N]) the figures [R] of R sets in which each
+            generated image counts so often; None where it has no interval.
+    """
+
+    name: str
+    higher_is_better: bool
+    needs: Literal["logits", "features", "moments"]
+    value: Callable[[FeatureSet, FeatureSet], float]
+    resampled: Callable[[FeatureSet, FeatureSet, Tensor], Tensor] | None = None
+
+    def missing(self, generated: FeatureSet, real: FeatureSet | None) -> str | None:
+        """Why it can't be measured, or None."""
+        if self.needs == "logits":
+            return "the extractor has no class logits" if generated.logits is None else None
+        if real is None:
+            return "there are no real images to compare with"
+        if self.needs == "features" and None in (
+            generated.features if generated.features is None else 0,
+            real.features if real.features is None else 0,
+        ):
+            return "of one side, only mean and covariance are known"
+        return None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure, and the 95 % interval that resampling the generated images gives (or None)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def measure(
+    metric: Metric, generated: FeatureSet, real: FeatureSet, resamples: int = 50, seed: int = 0
+) -> Score:
+    """A metric and its interval: the value ± 1.96 standard deviations over bootstrap resamples.
+
+    The generated images are resampled, the real ones stay: the interval says how much other images
+    of the same generator would change the figure. It does not hold FID's bias.
+    """
+    value = metric.value(generated, real)
+    count = generated.num_images
+    if metric.resampled is None or resamples < 2 or count is None:
+        return Score(value, None, None)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(count, (resamples, count), generator=generator)
+    counts = torch.zeros(resamples, count).scatter_add_(1, drawn, torch.ones(drawn.shape))
+    values = metric.resampled(generated, real, counts)
+    half = NORMAL * float(values.double().std())
+    return Score(value, value - half, value + half)
+
+
+def known(rows: Tensor | None) -> Tensor:
+    """Features or logits that :meth:`Metric.missing` has made sure of."""
+    assert rows is not None
+    return rows
+
+
+def inception_value(generated: FeatureSet, real: FeatureSet) -> float:
+    """As published: the mean over ten splits, or as many as there are images."""
+    logits = known(generated.logits)
+    return inception_score(logits, min(10, len(logits)))[0]
+
+
+def inception_resampled(generated: FeatureSet, real: FeatureSet, counts: Tensor) -> Tensor:
+    """Over all images at once."""
+    log_p = known(generated.logits).double().log_softmax(1)
+    p, weights = log_p.exp(), counts.double() / counts.sum(1, keepdim=True)
+    marginal = weights @ p
+    entropy = -(marginal * marginal.clamp_min(1e-300).log()).sum(1)
+    return (weights @ (p * log_p).sum(1) + entropy).exp()
+
+
+def frechet_value(generated: FeatureSet, real: FeatureSet) -> float:
+    """torch-fidelity's FID."""
+    ours, theirs = ({"mu": x.gaussian[0], "sigma": x.gaussian[1]} for x in (generated, real))
+    return float(fid_statistics_to_metric(ours, theirs, False)["frechet_inception_distance"])
+
+
+def frechet_resampled(generated: FeatureSet, real: FeatureSet, counts: Tensor) -> Tensor:
+    """One covariance and its root a resample."""
+    target = FrechetReference(*real.gaussian)
+    features = known(generated.features)
+    return torch.tensor([target.distance(features, row) for row in counts])
+
+
+def kernel_value(generated: FeatureSet, real: FeatureSet) -> float:
+    """torch-fidelity's KID."""
+    return kernel_distance(known(generated.features), known(real.features))[0]
+
+
+def kernel_resampled(generated: FeatureSet, real: FeatureSet, counts: Tensor) -> Tensor:
+    """Over all pairs, those of an image with itself left out."""
+    x, y = known(generated.features).double(), known(real.features).double()
+    w = counts.double()
+    within, across = torch.zeros(2, len(w), dtype=torch.float64)
+    for rows in torch.arange(len(x)).split(neighbours.block_rows(x)):
+        kernel = polynomial(x[rows], x)
+        kernel[torch.arange(len(rows)), rows] = 0
+        within += ((w @ kernel.T) * w[:, rows]).sum(1)
+        across += w[:, rows] @ polynomial(x[rows], y).mean(1)
+    total = w.sum(1)
+    return within / (total.square() - w.square().sum(1)) - 2 * across / total
+
+
+def polynomial(x: Tensor, y: Tensor) -> Tensor:
+    """KID's kernel, (x·y/d + 1)³."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def of_neighbours(function: Callable[[Tensor, Tensor, Tensor], Tensor], name: str) -> Metric:
+    """A metric of neighbourhoods: its value is that of a resample with every image once."""
+
+    def resampled(generated: FeatureSet, real: FeatureSet, counts: Tensor) -> Tensor:
+        return function(known(generated.features), known(real.features), counts)
+
+    def value(generated: FeatureSet, real: FeatureSet) -> float:
+        return float(resampled(generated, real, torch.ones(1, len(known(generated.features)))))
+
+    return Metric(name, True, "features", value, resampled)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("inception_score", True, "logits", inception_value, inception_resampled),
+        Metric("fid", False, "moments", frechet_value, frechet_resampled),
+        Metric("kid", False, "features", kernel_value, kernel_resampled),
+        of_neighbours(neighbours.precision, "precision"),
+        of_neighbours(neighbours.recall, "recall"),
+        of_neighbours(neighbours.density, "density"),
+        of_neighbours(neighbours.coverage, "coverage"),
+    )
+}
+
+
+def find_metrics(names: Sequence[str]) -> list[Metric]:
+    """The metrics of those names, ours or an installed distribution's.
+
+    Raises:
+        ValueError: for an unknown name, or an entry point that names no :class:`Metric`.
+    """
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    found = []
+    for name in names:
+        if name in METRICS:
+            found.append(METRICS[name])
+            continue
+        if name not in installed:
+            known_names = ", ".join([*METRICS, *sorted(installed)])
+            raise ValueError(f"expected metrics of {known_names}, got {name!r}")
+        metric = installed[name].load()
+        if not isinstance(metric, Metric):
+            raise ValueError(
+                f"expected {installed[name].value} to be a mhe_gan.metrics.Metric, "
+                f"got {type(metric).__name__}"
+            )
+        found.append(metric)
+    return found
