@@ -22,14 +22,15 @@ class ScoreConfig:
 
     Attributes:
         num_samples: generated images that are scored.
-        feature_extractor: run directory of a classifier trained by mhe-classification, to score
-            with in place of Inception.
+        feature_extractor: what to score with in place of Inception: the run directory of a
+            classifier trained by mhe-classification, dinov2, clip, or what an installed package
+            offers, NAME or NAME:PATH.
         weights: file of Inception's weights; default: torch-fidelity downloads them.
         reference: the split whose images FID and KID compare with.
     """
 
     num_samples: int = 50_000
-    feature_extractor: Path | None = None
+    feature_extractor: str | None = None
     weights: Path | None = None
     reference: Literal["train", "test"] = "train"
 

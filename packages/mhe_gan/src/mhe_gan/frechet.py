@@ -73,7 +73,7 @@ def extrapolated_frechet(
     N = len(features)
     target = FrechetReference(*reference.gaussian)
     sizes = np.linspace(N / 10, N, POINTS).round().astype(int)
-    distances = [target.distance(_rows(generated.subset(size, seed + size))) for size in sizes]
+    distances = [target.distance(_rows(generated.subset(n, seed + n))) for n in sizes.tolist()]
     x = 1 / sizes
     slope, intercept = np.polyfit(x, distances, 1)
     residual = np.asarray(distances) - (intercept + slope * x)

@@ -1,26 +1,22 @@
 """Inception Score, FID and KID: of Inception's features, or of a classifier's own.
 
 FID and KID are torch-fidelity's, which agree with the original programs; so does the Inception
-Score, which is written out here in logarithms. An *extractor* is a module that maps uint8 images
-[B, 3, H, W] to their features [B, d] and class logits [B, C]: torch-fidelity's InceptionV3, or a
-network trained by another package. Applications do not import each other, so that package offers
-it through an entry point in the group ``mhe_gan.feature_extractors``: a function that takes a run
-directory and returns the extractor.
+Score, which is written out here in logarithms.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from importlib.metadata import entry_points
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
+
+from mhe_gan.extractors import load_extractor
+from mhe_gan.features import extract
 
 __all__ = [
     "Scorer",
@@ -30,7 +26,6 @@ __all__ = [
     "load_extractor",
 ]
 
-GROUP = "mhe_gan.feature_extractors"
 SHUFFLE_SEED = 2020  # torch-fidelity's
 
 
@@ -160,17 +155,12 @@ class Scorer:
         self.real_score = inception_score(logits, min(10, len(logits)))[0]
         """Inception Score of the real images: about the best that generated ones can reach."""
 
-    @torch.no_grad()
     def extract(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         """Features [N, d] and logits [N, C], on the CPU, of batches of uint8 [B, 3, H, W]."""
-        parts = []
-        for images in batches:
-            if images.dtype != torch.uint8 or images.ndim != 4:
-                got = f"{images.dtype} {list(images.shape)}"
-                raise TypeError(f"expected images as uint8 [B, 3, H, W], got {got}")
-            parts.append([x.float().cpu() for x in self.extractor(images.to(self.device))])
-        features, logits = (torch.cat(column) for column in zip(*parts, strict=True))
-        return features, logits
+        found = extract(self.extractor, batches, self.device)
+        if found.features is None or found.logits is None:
+            raise TypeError("expected an extractor of features and class logits, got no logits")
+        return found.features, found.logits
 
     def __call__(self, batches: Iterable[Tensor], splits: int = 10) -> dict[str, float]:
         """Inception Score, FID and KID of batches of generated images, by name."""
@@ -184,60 +174,3 @@ class Scorer:
             "kid": kid,
             "kid_std": kid_std,
         }
-
-
-def load_extractor(run: Path | None = None, weights: Path | None = None) -> nn.Module:
-    """The extractor that the flags ask for.
-
-    Args:
-        run: run directory of a classifier trained by mhe-classification; None: InceptionV3.
-        weights: file of InceptionV3's weights, as torch-fidelity distributes it; None: downloaded.
-
-    Raises:
-        FileNotFoundError: if ``run`` or ``weights`` does not exist.
-        ConnectionError: if the weights can't be downloaded; says how to give the file.
-        ImportError: if no installed package reads a classifier's run.
-        ValueError: if the file does not hold those weights.
-    """
-    if run is not None and weights is not None:
-        raise ValueError("expected --feature-extractor or --weights, got both")
-    return load_inception(weights) if run is None else load_classifier(Path(run))
-
-
-def load_inception(weights: Path | None) -> nn.Module:
-    """torch-fidelity's InceptionV3, with the features and logits that its scores are made of."""
-    if weights is not None:
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"expected Inception weights at {weights}, found no file")
-        try:
-            torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity trusts it
-        except Exception as error:
-            raise ValueError(f"{weights} does not hold tensors only: {error}") from error
-    try:
-        return FeatureExtractorInceptionV3(
-            "inception-v3-compat",
-            ["2048", "logits_unbiased"],
-            feature_extractor_weights_path=None if weights is None else str(weights),
-        )
-    except RuntimeError as error:
-        raise ValueError(f"{weights} are not torch-fidelity's InceptionV3: {error}") from error
-    except OSError as error:  # urllib's errors are OSErrors
-        raise ConnectionError(
-            f"cannot download Inception's weights ({error}): give the file of torch-fidelity, "
-            "weights-inception-2015-12-05-6726825d.pth, with --weights PATH, or score with a "
-            "classifier of your own with --feature-extractor RUN"
-        ) from error
-
-
-def load_classifier(run: Path) -> nn.Module:
-    """The classifier of a run directory, by the package that wrote it."""
-    if not run.is_dir():
-        raise FileNotFoundError(f"expected the run directory of a classifier, found none at {run}")
-    found = {entry.value: entry for entry in entry_points(group=GROUP)}
-    if len(found) != 1:
-        raise ImportError(
-            f"expected one installed package to read classifiers (an entry point in {GROUP}), got "
-            f"{len(found)} ({', '.join(found) or 'pip install mhe-classification'})"
-        )
-    (entry,) = found.values()
-    return entry.load()(run)

@@ -17,8 +17,9 @@ from mhe_core.training.run import read_config, write_atomically
 
 from mhe_gan.config import GANConfig, ScoreConfig
 from mhe_gan.data import load_split
+from mhe_gan.extractors import describe_extractor, load_extractor
 from mhe_gan.sample import draw_noise, generate, load_generator
-from mhe_gan.scores import Scorer, load_extractor
+from mhe_gan.scores import Scorer
 
 __all__ = ["TestConfig", "build_scorer", "described", "main", "score_run", "test"]
 
@@ -102,7 +103,7 @@ def described(config: TestConfig, scorer: Scorer) -> dict[str, Any]:
         "num_samples": config.num_samples,
         "seed": config.seed,
         "average": config.average,
-        "extractor": str(config.feature_extractor or "InceptionV3"),
+        "extractor": describe_extractor(config.feature_extractor),
         "reference": f"{len(scorer.reference)} {config.reference} images",
         "real_inception_score": scorer.real_score,
     }

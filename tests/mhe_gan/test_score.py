@@ -1,0 +1,242 @@
+"""``mhe-gan score`` on files, with an extractor that an installed package offers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mhe_gan import sources
+from mhe_gan.metrics import METRICS, Metric
+from mhe_gan.score import ScoreCommandConfig, score
+from mhe_gan.traps import Appearance, unlike
+from PIL import Image
+
+NAMES = ["inception_score", "fid", "kid", "precision", "recall", "density", "coverage"]
+
+CODE = """
+import torch
+from mhe_gan.metrics import Metric
+
+class Colours(torch.nn.Module):
+    def forward(self, images):
+        x = torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1) / 64
+        return x, x
+
+def offered():
+    return Colours()
+
+brightness = Metric("brightness", True, "logits", lambda a, b: float(a.features.mean()))
+wrong = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def colours(tmp_path, monkeypatch):
+    """A distribution with an extractor and a metric."""
+    site = tmp_path / "site"
+    info = site / "colours-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: colours\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[mhe_gan.feature_extractors]\ncolours = colours:offered\n"
+        "[mhe_gan.metrics]\nbrightness = colours:brightness\nwrong = colours:wrong\n"
+    )
+    (site / "colours.py").write_text(CODE)
+    monkeypatch.syspath_prepend(str(site))
+
+
+def pixels(count, seed=0, shift=0, size=16):
+    """Smooth images with some noise, uint8 [count, size, size, 3]."""
+    rng = np.random.RandomState(seed)
+    coarse = rng.randint(40, 180, (count, 3, 4, 4))
+    fine = coarse.repeat(size // 4, 2).repeat(size // 4, 3) + rng.randint(
+        0, 9, (count, 3, size, size)
+    )
+    return (fine + shift).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def write(folder, images, suffix=".png", **options):
+    for number, image in enumerate(images):
+        file = folder / f"{number % 3}" / f"{number:03d}{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file, **options)
+    return folder
+
+
+def run(images, reference=None, **settings):
+    settings = {"feature_extractor": "colours", "device": "cpu", "resamples": 20, **settings}
+    reference = None if reference is None else str(reference)
+    return score(ScoreCommandConfig(images=str(images), reference=reference, **settings))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return write(tmp_path / "a", pixels(60)), write(tmp_path / "b", pixels(60, 1, 20))
+
+
+def test_command_prints_every_score_with_interval_and_number(folders, run_command):
+    common = ("--reference", folders[1], "--feature-extractor", "colours", "--device", "cpu")
+    printed = json.loads(run_command("score", folders[0], *common, "--json").stdout)
+    assert [*printed][:7] == NAMES
+    for name in NAMES:
+        found = printed[name]
+        assert found["low"] <= found["value"] <= found["high"]
+        assert (found["num_images"], found["num_reference"]) == (60, 60)
+    table = run_command("score", folders[0], *common).stdout
+    assert "60 images against 60, colours" in table
+    assert f"{printed['fid']['value']:.4f}" in table
+
+
+def test_folder_npz_and_statistics_of_the_same_images_score_alike(folders, tmp_path):
+    np.savez(tmp_path / "last.npz", pixels(60))
+    np.savez(tmp_path / "first.npz", images=pixels(60).transpose(0, 3, 1, 2))
+    expected = run(*folders, save_statistics=tmp_path / "kept.npz")
+    for file in ("last.npz", "first.npz", "kept.npz"):
+        found = run(tmp_path / file, folders[1])
+        assert found.scores.keys() == expected.scores.keys()
+        for name in NAMES[1:]:
+            value = found.scores[name].value
+            assert value == pytest.approx(expected.scores[name].value, rel=1e-5, abs=1e-6)
+
+
+def test_statistics_of_another_program_give_fid_alone(folders, tmp_path):
+    run(folders[1], save_statistics=tmp_path / "kept.npz")
+    with np.load(tmp_path / "kept.npz") as kept:
+        np.savez(tmp_path / "theirs.npz", mu=kept["mu"], sigma=kept["sigma"])
+    found = run(folders[0], tmp_path / "theirs.npz", unequal=True)
+    assert found.scores["fid"].value == pytest.approx(run(*folders).scores["fid"].value)
+    assert found.num_reference is None
+    assert [name for name in NAMES if name not in found.scores] == NAMES[2:]
+    assert any("no kid" in note for note in found.notes)
+    assert any("do not say what they are features of" in note for note in found.notes)
+
+
+def test_samples_of_a_run_are_scored(trained, folders):
+    found = run(trained, num_samples=60)
+    assert found.num_images == 60
+    assert list(found.scores) == ["inception_score"]
+    assert run(trained, folders[0], num_samples=60).scores.keys() == set(NAMES)
+
+
+def test_unequal_numbers_are_refused_unless_asked_for(folders, tmp_path):
+    few = write(tmp_path / "few", pixels(40, 2))
+    with pytest.raises(ValueError, match=r"60 and 40.*--num-samples 40.*--unequal"):
+        run(folders[0], few)
+    assert run(folders[0], few, unequal=True).num_reference == 40
+    equal = run(folders[0], few, num_samples=40)
+    assert (equal.num_images, equal.num_reference) == (40, 40)
+    assert equal == run(folders[0], few, num_samples=40)  # which ones is for the seed to say
+    assert equal.scores != run(folders[0], few, num_samples=40, seed=1).scores
+
+
+def test_an_asked_for_metric_that_cannot_be_measured_is_an_error(folders):
+    with pytest.raises(ValueError, match="cannot measure fid: there are no real images"):
+        run(folders[0], metrics="fid")
+    assert any(note.startswith("no fid") for note in run(folders[0]).notes)
+
+
+def test_a_third_partys_metric_is_measured(folders):
+    found = run(*folders, metrics="brightness,fid").scores
+    assert list(found) == ["brightness", "fid"]
+    assert found["brightness"].low is None
+    with pytest.raises(
+        ValueError, match=r"expected colours:wrong to be a mhe_gan\.metrics\.Metric"
+    ):
+        run(*folders, metrics="wrong")
+
+
+def test_every_metric_says_which_way_is_better():
+    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {
+        "fid",
+        "kid",
+    }
+    assert all(isinstance(metric, Metric) for metric in METRICS.values())
+
+
+def test_statistics_of_another_extractor_are_refused(folders, tmp_path):
+    run(folders[0], save_statistics=tmp_path / "a.npz")
+    with pytest.raises(
+        ValueError, match="expected statistics of InceptionV3, got those of colours"
+    ):
+        run(tmp_path / "a.npz", feature_extractor=None)
+
+
+def test_unbiased_fid_comes_with_its_interval(tmp_path):
+    np.savez(tmp_path / "a.npz", pixels(200, 1))
+    np.savez(tmp_path / "b.npz", pixels(200, 2))
+    found = run(tmp_path / "a.npz", tmp_path / "b.npz", unbiased=True).scores
+    unbiased = found["fid_unbiased"]
+    assert unbiased.value < found["fid"].value
+    assert unbiased.low < unbiased.value < unbiased.high
+
+
+def test_few_images_for_the_dimensions_are_pointed_out(folders):
+    assert any("12 dimensions" in note for note in run(*folders, num_samples=10).notes)
+    assert not any("dimensions" in note for note in run(*folders).notes)
+
+
+def appearance(images, formats=()):
+    found = Appearance()
+    found.formats.update(formats)
+    list(found.watch([torch.from_numpy(images).permute(0, 3, 1, 2)]))
+    return found
+
+
+def test_halves_of_one_set_are_not_pointed_out():
+    assert unlike(appearance(pixels(200, 1, size=32)), appearance(pixels(200, 2, size=32))) == []
+
+
+def test_resized_and_compressed_sides_are_pointed_out(tmp_path):
+    faces = pixels(100, 1, size=32)
+    small = [Image.fromarray(image).resize((20, 20)) for image in faces]
+    again = np.stack([np.asarray(image.resize((32, 32))) for image in small])
+    (smooth,) = unlike(appearance(again), appearance(faces))
+    assert "one side is smoother" in smooth
+    (sizes, *_) = unlike(appearance(faces[:, :20, :20]), appearance(faces))
+    assert "sizes differ (20×20; reference 32×32)" in sizes
+    jpeg = write(tmp_path / "jpeg", faces, ".jpg", quality=80)
+    png = write(tmp_path / "png", faces)
+    notes = run(jpeg, png).notes
+    assert any("JPEG on one side only (100% of the files; reference 0%)" in n for n in notes)
+
+
+def test_traces_of_jpeg_show_where_the_format_does_not(tmp_path):
+    # edges every 5 pixels, none of them on JPEG's blocks of 8 alone
+    rng = np.random.RandomState(0)
+    coarse = rng.randint(0, 255, (100, 8, 8, 3)).repeat(5, 1).repeat(5, 2).astype(np.uint8)
+    folder = write(tmp_path / "jpeg", coarse, ".jpg", quality=50)
+    read = np.stack([np.asarray(Image.open(file)) for file in sorted(folder.rglob("*.jpg"))])
+    (note,) = unlike(appearance(read), appearance(coarse))
+    assert "traces of JPEG's blocks" in note
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "which is neither"),
+        (lambda path: path.mkdir(), "expected images in"),
+        (lambda path: path.write_text("text"), "expected an .npz of images or statistics"),
+        (lambda path: savez(path, a=pixels(4), b=pixels(4)), "expected one array of images"),
+        (lambda path: savez(path, a=np.asfortranarray(pixels(4))), "in C order"),
+        (lambda path: savez(path, a=pixels(4)[:0]), "in C order"),
+        (lambda path: savez(path, a=pixels(4)), "at least 30 images"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(tmp_path, make, message):
+    make(tmp_path / "it.npz")
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "it.npz", num_samples=30)
+
+
+def savez(path, **arrays):
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def test_an_npz_is_read_piece_by_piece(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", pixels(50))
+    monkeypatch.setattr(np, "load", None)
+    source = sources.open_source(str(tmp_path / "a.npz"), batch_size=8)
+    batches = list(source.batches())
+    assert max(map(len, batches)) == 8
+    assert torch.equal(torch.cat(batches).permute(0, 2, 3, 1), torch.from_numpy(pixels(50)))
