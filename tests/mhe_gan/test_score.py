@@ -139,9 +139,7 @@ def test_a_third_partys_metric_is_measured(folders):
     found = run(*folders, metrics="brightness,fid").scores
     assert list(found) == ["brightness", "fid"]
     assert found["brightness"].low is None
-    with pytest.raises(
-        ValueError, match=r"expected colours:wrong to be a mhe_gan\.metrics\.Metric"
-    ):
+    with pytest.raises(ValueError, match=r"expected colours:wrong to be a mhe_gan\.metrics"):
         run(*folders, metrics="wrong")
 
 
@@ -155,9 +153,7 @@ def test_every_metric_says_which_way_is_better():
 
 def test_statistics_of_another_extractor_are_refused(folders, tmp_path):
     run(folders[0], save_statistics=tmp_path / "a.npz")
-    with pytest.raises(
-        ValueError, match="expected statistics of InceptionV3, got those of colours"
-    ):
+    with pytest.raises(ValueError, match="statistics of InceptionV3, got those of colours"):
         run(tmp_path / "a.npz", feature_extractor=None)
 
 
