@@ -20,7 +20,7 @@ from mhe_gan.sample import draw_noise, generate, load_generator
 
 __all__ = ["ImageSource", "open_source"]
 
-JPEG = {".jpg", ".jpeg", ".jfif"}
+JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def folder(root: Path, num_images: int | None, batch_size: int, seed: int) -> Im
                 yield from of_one_size(list(pool.map(lambda p: to_tensor(read_image(p)), part)))
 
     formats = Counter("JPEG" if path.suffix.lower() in JPEG else "other" for path in paths)
-    return ImageSource(str(root), len(paths), batches, formats, tuple(found.describe().split("\n")))
+    notes = tuple(f"{root}: {remark}" for remark in found.remarks())
+    return ImageSource(str(root), len(paths), batches, formats, notes)
 
 
 def of_one_size(images: list[Tensor]) -> Iterator[Tensor]:
