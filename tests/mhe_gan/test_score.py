@@ -186,8 +186,8 @@ def test_resized_and_compressed_sides_are_pointed_out(tmp_path):
     faces = pixels(100, 1, size=32, cells=20)
     small = [Image.fromarray(image).resize((20, 20)) for image in faces]
     again = np.stack([np.asarray(image.resize((32, 32))) for image in small])
-    (smooth,) = unlike(appearance(again), appearance(faces))
-    assert "one side is smoother" in smooth
+    notes = unlike(appearance(again), appearance(faces))
+    assert any("one side is smoother" in note for note in notes)
     (sizes, *_) = unlike(appearance(faces[:, :20, :20]), appearance(faces))
     assert "sizes differ (20×20; reference 32×32)" in sizes
     jpeg = write(tmp_path / "jpeg", faces, ".jpg", quality=80)

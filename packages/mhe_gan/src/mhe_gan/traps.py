@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["Appearance", "unlike"]
 
 # Ratios of the two sides' figures beyond which they are pointed out: parts of 100 photographs of
-# one set differ by up to 1.03 and 1.06, JPEG of quality 75 makes 1.15, resizing to 3/4 and back 1.4.
+# one set differ by up to 1.03 and 1.06, JPEG of quality 75 makes 1.15, resizing by 3/4 1.4.
 BLOCKS = 1.08
 SHARPNESS = 1.2
 LOOKED_AT = 1000  # images
