@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import json
 import math
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ import torch
 from mhe_core.cli import main
 from mhe_core.cli.inspect import layer_table
 from mhe_core.diagnostics import inspect
+from mhe_core.diagnostics._torch_files import read_torch_file
 from mhe_core.diagnostics.weights import load_state_dict
 from torch import nn
 
@@ -50,13 +55,13 @@ def test_the_table_has_every_layer(file, network):
     result = run(file)
     assert result.returncode == 0, result.stderr
     head, *rows = result.stdout.splitlines()
-    columns = "layer, N, d, energy, bound, random, smallest°, mean°, near"
+    columns = "layer, N, d, energy, bound, random, smallest°, mean°, near, zero"
     assert head.split() == columns.split(", ")
     assert [row.split()[:3] for row in rows] == [
         ["0", "12", "27"], ["1", "30", "40"], ["2", "4", "30"],
     ]  # fmt: skip
     for row, layer in zip(rows, inspect(network.state_dict()), strict=True):
-        *figures, near = row.split()[3:]
+        *figures, near, _ = row.split()[3:]
         expected = (
             layer.energy,
             layer.lower_bound,
@@ -66,7 +71,7 @@ def test_the_table_has_every_layer(file, network):
         )
         assert [float(figure) for figure in figures] == pytest.approx(expected, abs=0.01)
         assert int(near) == layer.near_duplicates
-    assert rows[1].split()[-1] == "2"
+    assert rows[1].split()[-2:] == ["2", "0"]
 
 
 def test_options_and_json(file, network, capsys):
@@ -237,3 +242,97 @@ def test_nested_checkpoints(tmp_path, network, capsys):
     assert capsys.readouterr().out == layer_table(inspect(state)) + "\n"
     torch.save(rest, path)
     assert "found no weights of two dimensions" in refused(path)
+
+
+def test_a_layer_that_is_not_a_number_is_sorted_first(tmp_path, capsys):
+    state = {f"{k}.weight": torch.randn(5, 4) for k in range(4)}
+    state["2.weight"][1, 1] = math.nan
+    torch.save(state, tmp_path / "weights.pt")
+    for key in ("energy", "excess", "angle", "near", "zero"):
+        main(["inspect", str(tmp_path / "weights.pt"), "--sort", key, "--json"])
+        rows = json.loads(capsys.readouterr().out)
+        assert rows[0]["name"] == "2"
+        assert rows[0]["energy"] is None
+    main(["inspect", str(tmp_path / "weights.pt"), "--plot", str(tmp_path / "angles.png")])
+
+
+class TestWhatTrainingProgramsSave:
+    def test_plain_settings_beside_the_weights_are_read(self, tmp_path, network):
+        numpy = pytest.importorskip("numpy")
+        state = network.state_dict()
+        nested = collections.defaultdict(list, {"loss": [1.0]})
+        checkpoint = {
+            "state_dict": state,
+            "args": argparse.Namespace(lr=0.1, output=tmp_path, decay=[1, 2], more=nested),
+            "metric": numpy.float64(0.5),
+            "others": [numpy.float32(1), numpy.int64(3), numpy.bool_(True)],
+            "order": collections.OrderedDict(a=1),
+            "generator": numpy.random.default_rng(0).integers(9, size=4),
+        }
+        before = torch.serialization.get_safe_globals()
+        for legacy in (False, True):
+            path = tmp_path / f"checkpoint{legacy}.pth.tar"
+            torch.save(checkpoint, path, _use_new_zipfile_serialization=not legacy)
+            loaded = load_state_dict(path)
+            assert all(torch.equal(loaded[key], state[key]) for key in state)
+            assert torch.serialization.get_safe_globals() == before
+
+    def test_numbers_are_what_they_were(self, tmp_path):
+        numpy = pytest.importorskip("numpy")
+        values = [numpy.float64(-0.1), numpy.float16(2.5), numpy.uint8(200), numpy.int32(-7)]
+        values.append(numpy.dtype(">f4").type(3))
+        torch.save({"values": values}, tmp_path / "values.pt")
+        assert read_torch_file(tmp_path / "values.pt")["values"] == [v.item() for v in values]
+
+    def test_timms_checkpoints_are_read(self, tmp_path):
+        utils = pytest.importorskip("timm.utils")
+        model = nn.Linear(3, 4)
+        saver = utils.CheckpointSaver(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            args=argparse.Namespace(model="linear", output=tmp_path),
+            checkpoint_dir=str(tmp_path),
+        )
+        saver.save_checkpoint(0, metric=0.5)
+        loaded = load_state_dict(tmp_path / "last.pth.tar")
+        assert torch.equal(loaded["weight"], model.weight)
+
+
+def hostile(trace: Path) -> dict[str, bytes]:
+    """Pickles that would make a folder, in protocol 0, by what is allowed and what is not."""
+    made = f"(V{trace}\ntR."
+    return {
+        "a function": f"cos\nmkdir\n{made}".encode(),
+        "through getattr": f"cbuiltins\ngetattr\n(cos\nmkdir\nV__call__\ntR{made}".encode(),
+        "an instance of a namespace": f"cargparse\nNamespace\n(cos\nmkdir\n{made}".encode(),
+        "eval": f"cbuiltins\neval\n(V__import__('os').mkdir('{trace}')\ntR.".encode(),
+        "a dotted name": f"cpathlib\nPath.cwd.__globals__\n{made}".encode(),
+        "numpy's own loader": f"cnumpy\nload\n{made}".encode(),
+    }
+
+
+@pytest.mark.parametrize("kind", hostile(Path()))
+def test_hostile_pickles_are_refused_and_run_nothing(tmp_path, kind):
+    trace = tmp_path / "ran"
+    content = hostile(trace)[kind]
+    (tmp_path / "plain.pt").write_bytes(b"\x80\x02" + content)
+    with zipfile.ZipFile(tmp_path / "zipped.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + content)
+        archive.writestr("archive/version", b"3\n")
+    for name in ("plain.pt", "zipped.pt"):
+        refused(tmp_path / name)
+    assert not trace.exists()
+
+
+def test_torchscript_is_known_by_its_content_whatever_torch_would_do(tmp_path, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3)).save(str(tmp_path / "script.pt"))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("handed to torch"))
+    assert "it is TorchScript" in refused(tmp_path / "script.pt")
+
+
+def test_a_tar_archive_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "old.pt", "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    assert "tar archive" in refused(tmp_path / "old.pt")

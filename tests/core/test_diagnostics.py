@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mhe_core import hyperspherical_energy
+from mhe_core import NetworkRegularizer, hyperspherical_energy
 from mhe_core.diagnostics import (
     angle_histogram,
     angle_statistics,
@@ -278,7 +278,7 @@ def test_every_layer_of_a_network_is_reported():
         "2": (2, 4, 36),
         "4": (1, 6, 72),
         "5": (1, 5, 6),
-        "6.in_proj_weight": (1, 12, 4),
+        "6.in_proj_weight": (3, 4, 4),
         "6.out_proj": (1, 4, 4),
         "7": (1, 9, 4),
     }
@@ -331,3 +331,75 @@ def test_what_is_no_network_is_refused():
 def test_a_wrapped_network_has_its_own_names():
     plain = [name for name, _ in named_neurons(network())]
     assert [name for name, _ in named_neurons(nn.DataParallel(network()))] == plain
+
+
+def test_zero_neurons_are_counted():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    nn.init.zeros_(model[0].weight)
+    with torch.no_grad():
+        model[1].weight[1] = 0
+    assert [layer.zero_neurons for layer in inspect(model)] == [5, 1]
+
+
+def test_all_kinds_of_tensors_are_read_or_named():
+    weight = torch.randn(6, 4)
+    state = {
+        "half.weight": weight.half(),
+        "eight.weight": weight.to(torch.float8_e4m3fn),
+        "sparse.weight": weight.to_sparse(),
+        "meta.weight": weight.to("meta"),
+        "codes.weight": weight.to(torch.int8),
+        "indices": torch.ones(6, 4, dtype=torch.int64),
+    }
+    with pytest.warns(UserWarning, match=r"meta \(.*no values\); codes \(.*int8.*dequantize"):
+        layers = {layer.name: layer for layer in inspect(state)}
+    assert list(layers) == ["half", "eight", "sparse"]
+    exact = hyperspherical_energy(weight).item()
+    for layer in layers.values():
+        assert layer.energy == pytest.approx(exact, rel=0.05)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3, device="meta"))
+    with pytest.warns(UserWarning, match=r"left out, as it cannot be read: 1 \(.*no values"):
+        assert [layer.name for layer in inspect(model)] == ["0"]
+
+
+FSDP = """
+import sys
+import torch
+from mhe_core import NetworkRegularizer
+from mhe_core.diagnostics import inspect
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 3))
+torch.save(model.state_dict(), f"{sys.argv[1]}/weights{rank}.pt")
+fully_shard(model[0])
+fully_shard(model)
+reports = inspect(model) + inspect(model.state_dict())
+loss = model(torch.ones(2, 4)).sum() * 0 + NetworkRegularizer(model)()
+loss.backward()
+gradients = {n: p.grad.full_tensor() for n, p in model.named_parameters() if p.ndim == 2}
+torch.save({"energies": [r.energy for r in reports], "gradients": gradients,
+            "near": [r.near_duplicates for r in reports]}, f"{sys.argv[1]}/{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_model_sharded_by_fsdp_is_read_whole(tmp_path, torchrun):
+    pytest.importorskip("torch.distributed.fsdp", reason="FSDP2 needs torch 2.6")
+    script = tmp_path / "sharded.py"
+    script.write_text(FSDP)
+    torchrun(2, script, tmp_path)
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 3))
+    model.load_state_dict(torch.load(tmp_path / "weights0.pt"))
+    reports = inspect(model)
+    NetworkRegularizer(model)().backward()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found["energies"] == pytest.approx([r.energy for r in reports] * 2)
+        assert found["near"] == [r.near_duplicates for r in reports] * 2
+        for name, gradient in found["gradients"].items():
+            want = model.get_parameter(name).grad
+            torch.testing.assert_close(gradient, want)

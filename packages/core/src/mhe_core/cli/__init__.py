@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from mhe_core.cli.inspect import add_inspect
 from mhe_core.cli.list import add_list
@@ -21,8 +23,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_inspect(commands)
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning  # type: ignore[assignment]
+            arguments.run(arguments)
     except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         parser.exit(2, f"mhe: error: {error}\n")
+
+
+def show_warning(message: Warning | str, *where: Any) -> None:
+    """One line on stderr, without the line of our code that warned."""
+    print(f"mhe: warning: {message}", file=sys.stderr)

@@ -26,6 +26,7 @@ SORT_KEYS: dict[str, Callable[[LayerReport], float]] = {
     "excess": lambda layer: -layer.excess,
     "angle": lambda layer: layer.smallest_angle,
     "near": lambda layer: -layer.near_duplicates,
+    "zero": lambda layer: -layer.zero_neurons,
 }
 
 
@@ -37,7 +38,8 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Print, for each layer with at least two neurons, their number N and dimension "
         "d, their hyperspherical energy, an energy that no N directions can go below, the expected "
         "energy of N random directions, the smallest and the mean angle between two neurons in "
-        "degrees, and the number of near-duplicates (neurons that have another one within --near).",
+        "degrees, the number of near-duplicates (neurons that have another one within --near), and "
+        "the number of neurons that are zero.",
     )
     add = command.add_argument
     add("model", metavar="MODEL", help="a timm model name, or a weights file (.safetensors, .pt)")
@@ -69,7 +71,11 @@ def run(arguments: argparse.Namespace) -> None:
 
         plot_angles(network, layers, arguments.plot, half_space=arguments.half_space)
     if arguments.sort:
-        layers = sorted(layers, key=SORT_KEYS[arguments.sort])
+        worst_first = SORT_KEYS[arguments.sort]
+        # A layer that is not a number is the worst of all.
+        layers = sorted(
+            layers, key=lambda layer: (not math.isnan(layer.energy), worst_first(layer))
+        )
     print(as_json(layers) if arguments.json else layer_table(layers))
 
 
@@ -118,7 +124,7 @@ def layer_table(layers: Sequence[LayerReport]) -> str:
 
     A grouped convolution's N is that of each group.
     """
-    head = ("layer", "N", "d", "energy", "bound", "random", "smallest°", "mean°", "near")
+    head = ("layer", "N", "d", "energy", "bound", "random", "smallest°", "mean°", "near", "zero")
     rows = [head, *(cells(layer) for layer in layers)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = []
@@ -141,6 +147,7 @@ def cells(layer: LayerReport) -> tuple[str, ...]:
         f"{math.degrees(layer.smallest_angle):.2f}",
         f"{math.degrees(layer.mean_angle):.2f}",
         str(layer.near_duplicates),
+        str(layer.zero_neurons),
     )
 
 

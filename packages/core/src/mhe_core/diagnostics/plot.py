@@ -47,8 +47,12 @@ def plot_angles(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("plots need matplotlib: pip install 'mhe-core[plots]'") from error
-    worst = sorted(layers, key=lambda layer: -layer.excess)[:count]
-    neurons = dict(named_neurons(model_or_state_dict))
+    finite = [layer for layer in layers if not math.isnan(layer.energy)]
+    worst = sorted(finite, key=lambda layer: -layer.excess)[:count]
+    if not worst:
+        raise ValueError("expected a layer whose energy is a number, to draw its angles")
+    wanted = {layer.name for layer in worst}
+    neurons = {name: x for name, x in named_neurons(model_or_state_dict) if name in wanted}
     columns = min(3, len(worst))
     rows = -(-len(worst) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.0 * rows + 0.6), layout="constrained")

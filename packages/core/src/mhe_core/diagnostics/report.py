@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 from mhe_core.diagnostics.angles import NEAR_DUPLICATE, angle_statistics
 from mhe_core.diagnostics.bounds import lower_bound, random_energy
 from mhe_core.energy import hyperspherical_energy
-from mhe_core.network import named_weights
+from mhe_core.network import dense, named_weights
 
 __all__ = ["LayerReport", "inspect", "named_neurons"]
+
+NO_VALUES = "it is on the meta device, and has no values"
+CODES = (torch.int8, torch.uint8)  # what quantized weights are stored as
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class LayerReport:
         smallest_angle: between the two nearest neurons, in radians.
         mean_angle: over all pairs, in radians.
         near_duplicates: how many neurons have another one nearer than the threshold.
+        zero_neurons: how many neurons, of all groups, are zero: they have no direction, and count
+            as orthogonal to all others.
     """
 
     name: str
@@ -48,6 +54,7 @@ class LayerReport:
     smallest_angle: float
     mean_angle: float
     near_duplicates: int
+    zero_neurons: int = 0
 
     @property
     def excess(self) -> float:
@@ -105,6 +112,7 @@ def inspect(
             smallest_angle=angles.smallest,
             mean_angle=angles.mean,
             near_duplicates=angles.near_duplicates,
+            zero_neurons=int((neurons == 0).all(-1).sum()),
         )
         reports.append(report)
     return reports
@@ -122,6 +130,9 @@ def named_neurons(
             tensors of two or more dimensions are read by their rows, since it does not tell
             grouped and transposed convolutions.
 
+    What cannot be read (weights of integers, on the meta device) is left out, with a warning that
+    names it.
+
     Raises:
         TypeError: if it is neither.
         ValueError: if there is no layer with at least two neurons.
@@ -133,33 +144,58 @@ def named_neurons(
     else:
         got = type(model_or_state_dict).__name__
         raise TypeError(f"expected a network or a state dict, got {got}")
-    found = [
-        (name, neurons.detach())
-        for name, neurons in layers
-        if neurons.shape[-2] >= 2 and neurons.numel() > 0
-    ]
+    found, problems = False, []
+    for name, neurons in layers:
+        if isinstance(neurons, str):
+            problems.append(f"{name} ({neurons})")
+        elif neurons.shape[-2] >= 2 and neurons.numel() > 0:
+            found = True
+            yield name, neurons.detach()
+    if problems:
+        warnings.warn(f"left out, as it cannot be read: {'; '.join(problems)}", stacklevel=2)
     if not found:
         raise ValueError("expected a layer with at least two neurons, found none")
-    yield from found
 
 
-def model_layers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The network's weights by name; a tied one once."""
+def model_layers(model: nn.Module) -> Iterator[tuple[str, Tensor | str]]:
+    """The network's weights by name, or why one cannot be read; a tied one once."""
     seen = set()
     for name, weight in named_weights(model).items():
-        if weight.problem is None and weight.identity not in seen:
-            seen.add(weight.identity)
-            yield name, weight.neurons()
+        if weight.identity in seen:
+            continue
+        seen.add(weight.identity)
+        if weight.problem is not None:
+            yield name, weight.problem
+            continue
+        neurons = weight.neurons()
+        yield name, NO_VALUES if neurons.is_meta else neurons
 
 
-def state_dict_layers(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Floating-point tensors of two or more dimensions by their key, without ``.weight``."""
+def state_dict_layers(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, Tensor | str]]:
+    """Tensors of two or more dimensions by their key, without ``.weight``.
+
+    Those of integers that are no weights, such as indices and masks, are passed over.
+    """
     seen = set()
     for key, tensor in state_dict.items():
-        if not isinstance(tensor, Tensor) or tensor.ndim < 2 or not tensor.is_floating_point():
+        if not isinstance(tensor, Tensor) or tensor.ndim < 2:
             continue
-        identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if identity in seen and tensor.numel() > 0:
+        name = str(key).removesuffix(".weight")
+        if tensor.dtype in CODES:
+            yield name, f"it is of {tensor.dtype}, and codes have no angles: dequantize it first"
+        if not tensor.is_floating_point() and not tensor.is_quantized:
             continue
-        seen.add(identity)
-        yield str(key).removesuffix(".weight"), tensor.flatten(1)
+        if tensor.is_meta:
+            yield name, NO_VALUES
+            continue
+        if is_plain(tensor) and tensor.numel() > 0:
+            identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
+            if identity in seen:
+                continue
+            seen.add(identity)
+        yield name, dense(tensor).flatten(1)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor has its values in its own memory."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided

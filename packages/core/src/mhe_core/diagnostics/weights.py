@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from mhe_core.diagnostics._torch_files import RefusedFileError, read_torch_file
 
 __all__ = ["WeightsFileError", "load_state_dict"]
 
@@ -76,10 +76,9 @@ def read_safetensors(path: Path) -> Any:
 def read_pickled(path: Path) -> Any:
     """Content of what ``torch.save`` wrote, of tensors and plain values only."""
     try:
-        # Given a path, torch would let the suffix decide. What it warns of is in its errors too.
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+        return read_torch_file(path)
+    except RefusedFileError as error:
+        raise WeightsFileError(f"refused to read {path}: it is {error}") from error
     except pickle.UnpicklingError as error:
         if not starts_like_torch_save(path):
             raise WeightsFileError(
@@ -89,7 +88,7 @@ def read_pickled(path: Path) -> Any:
             f"refused to read {path}: it has more than tensors and plain values, and reading "
             f"that would run code of the file's author ({reason(error)}); save a state dict instead"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except Exception as error:  # a damaged file can make torch raise whatever it likes
         raise WeightsFileError(
             f"expected safetensors or a file written by torch.save, cannot read {path}: "
             f"{reason(error)}"

@@ -1,6 +1,6 @@
 """From a network to the energy of its neurons."""
 
-from mhe_core.network._weight import Weight
+from mhe_core.network._weight import Weight, dense
 from mhe_core.network._wrappers import unwrapped
 from mhe_core.network.neurons import (
     has_neurons,
@@ -15,6 +15,7 @@ from mhe_core.network.selection import find_output_layers
 __all__ = [
     "NetworkRegularizer",
     "Weight",
+    "dense",
     "find_output_layers",
     "has_neurons",
     "module_weights",
