@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from mhe_core.training.images import DataError, ImageSet, load_folder, load_images
+from mhe_core.training.images import DataError, ImageSet, load_images
 
 from sphereface_plus.config import FaceConfig
-from sphereface_plus.pairs import PairSet, draw_pairs, find_pairs, read_pairs
+from sphereface_plus.pair_files import read_pairs
+from sphereface_plus.pairs import PairSet, draw_pairs, find_pairs
+from sphereface_plus.people import load_people
 
 __all__ = ["FaceSets", "load_faces"]
 
@@ -36,7 +37,7 @@ def load_faces(config: FaceConfig) -> FaceSets:
     if config.data == "digits":
         train, test = digits(config.size)
     else:
-        train = load_folder(people_folder(config.data), size=config.size)
+        train = load_people(config.data, config.size)
     if config.test_data is not None and config.pairs is not None:
         test = find_pairs(read_pairs(config.pairs), config.test_data, train.size)
     if config.validation_people:
@@ -45,14 +46,6 @@ def load_faces(config: FaceConfig) -> FaceSets:
     if len(train.classes) < 2:
         raise DataError(f"expected at least 2 people to train on, got {len(train.classes)}")
     return FaceSets(train, validation, test)
-
-
-def people_folder(data: str) -> Path:
-    """The folder with one folder a person: the given one, or ``train`` in it."""
-    root = Path(data)
-    if not root.is_dir():
-        raise DataError(f"expected --data as digits or a folder of aligned faces, got {data!r}")
-    return root / "train" if (root / "train").is_dir() else root
 
 
 def digits(size: tuple[int, int] | None) -> tuple[ImageSet, PairSet]:

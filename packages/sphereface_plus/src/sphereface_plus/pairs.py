@@ -1,29 +1,22 @@
-"""Pairs of faces, in folds: read from a file in LFW's format, or drawn from labelled images."""
+"""Pairs of faces, in folds: with the images that a file of pairs names, or drawn."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from mhe_core.training.images import SUFFIXES, DataError, ImageSet, image_size
+from mhe_core.training.images import SUFFIXES, DataError, ImageFile, ImageSet, image_size
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Pair", "PairSet", "draw_pairs", "find_pairs", "read_pairs"]
+from sphereface_plus.pair_files import Pair
 
-ENUMERATED = 2000  # images among which all pairs are listed to draw from
+__all__ = ["PairSet", "draw_pairs", "find_pairs", "images_on_demand"]
 
-
-@dataclass(frozen=True)
-class Pair:
-    """Two images by name of the person and number, whether they are one person, and the fold."""
-
-    first: tuple[str, int]
-    second: tuple[str, int]
-    same: bool
-    fold: int
+ENUMERATED = 2000  # images of which all pairs are listed to draw from
 
 
 @dataclass(frozen=True)
@@ -50,53 +43,6 @@ class PairSet:
         return len(self.same)
 
 
-def read_pairs(file: Path) -> list[Pair]:
-    """Read a file in the format of LFW's pairs.txt, of any number of folds and pairs.
-
-    The first line has the number of folds and N; then come, fold by fold, N lines
-    ``name i j`` of the same person and N lines ``name i other j`` of different persons, with tabs
-    or spaces between.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        DataError: for a malformed line; the message has its number.
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"expected a file of pairs at {file}, found none")
-    lines = file.read_text(encoding="utf-8").rstrip().splitlines()
-    header = lines[0].split() if lines else []
-    if len(header) != 2 or not all(part.isdecimal() and int(part) > 0 for part in header):
-        got = lines[0] if lines else "an empty file"
-        raise DataError(f"{file}:1: expected the numbers of folds and of pairs, got {got!r}")
-    folds, per_fold = map(int, header)
-    if len(lines) - 1 != 2 * folds * per_fold:
-        raise DataError(
-            f"{file}:{len(lines)}: expected {folds} folds of {per_fold} same and {per_fold} "
-            f"different pairs, {2 * folds * per_fold} lines after the first, got {len(lines) - 1}"
-        )
-    pairs = []
-    for number, line in enumerate(lines[1:]):
-        fold, place = divmod(number, 2 * per_fold)
-        pairs.append(parse_pair(line, place < per_fold, fold, f"{file}:{number + 2}"))
-    return pairs
-
-
-def parse_pair(line: str, same: bool, fold: int, where: str) -> Pair:
-    """One line of the file; a DataError that begins with ``where`` if it is malformed."""
-    parts = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
-    expected = "name, number, number" if same else "name, number, other name, number"
-    if len(parts) != (3 if same else 4):
-        raise DataError(f"{where}: expected {expected}, got {line!r}")
-    numbers = (parts[1], parts[2] if same else parts[3])
-    if not all(part.isdecimal() for part in numbers):
-        raise DataError(f"{where}: expected {expected}, with whole numbers, got {line!r}")
-    other = parts[0] if same else parts[2]
-    if not same and other == parts[0]:
-        raise DataError(f"{where}: expected two different persons, got {line!r}")
-    return Pair((parts[0], int(numbers[0])), (other, int(numbers[1])), same, fold)
-
-
 def find_pairs(
     pairs: list[Pair], root: Path, size: tuple[int, int] | None = None, missing: str = "error"
 ) -> PairSet:
@@ -115,11 +61,10 @@ def find_pairs(
     if not Path(root).is_dir():
         raise FileNotFoundError(f"expected a folder of faces at {root}, found none")
     wanted = sorted({image for pair in pairs for image in (pair.first, pair.second)})
-    files = {path.with_suffix(""): path for path in image_files(root, {n for n, _ in wanted})}
-    names = {image: Path(root) / image[0] / f"{image[0]}_{image[1]:04d}" for image in wanted}
-    lost = [image for image in wanted if names[image] not in files]
+    files = image_files(Path(root), wanted)
+    lost = [image for image in wanted if image not in files]
     if lost and missing == "error":
-        some = ", ".join(str(names[image]) for image in lost[:10])
+        some = ", ".join(str(Path(root) / image) for image in lost[:10])
         raise FileNotFoundError(
             f"{len(lost)} images of the pairs are not there: {some}"
             f"{', …' if len(lost) > 10 else ''} (--missing skip leaves their pairs out)"
@@ -127,32 +72,58 @@ def find_pairs(
     kept = [pair for pair in pairs if not {pair.first, pair.second} & set(lost)]
     if not kept:
         raise DataError(f"expected the images of at least one pair in {root}, found none")
-    used = sorted({image for pair in kept for image in (pair.first, pair.second)})
-    index = {image: i for i, image in enumerate(used)}
-    paths = tuple(files[names[image]] for image in index)
+    sides = [[files[pair.first] for pair in kept], [files[pair.second] for pair in kept]]
+    used = sorted({file for side in sides for file in side})
+    index = {file: i for i, file in enumerate(used)}
+    left, right = (np.array([index[file] for file in side]) for side in sides)
     return PairSet(
-        images_on_demand(paths, size),
-        left=np.array([index[pair.first] for pair in kept]),
-        right=np.array([index[pair.second] for pair in kept]),
+        images_on_demand(used, size),
+        left=left,
+        right=right,
         same=np.array([pair.same for pair in kept]),
         fold=np.array([pair.fold for pair in kept]),
-        missing=tuple(f"{names[image].relative_to(root)}" for image in lost),
+        missing=tuple(lost),
     )
 
 
-def image_files(root: Path, people: set[str]) -> list[Path]:
-    """The images of some people."""
-    folders = [Path(root) / name for name in people]
-    files = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-    return [path for path in files if path.suffix.lower() in SUFFIXES]
+def image_files(root: Path, wanted: list[str]) -> dict[str, Path]:
+    """The files of those images that are there, by their paths with or without a suffix.
+
+    Raises:
+        DataError: if several files could be the image; names them.
+    """
+    found: dict[str, Path] = {}
+    listings: dict[Path, dict[str, list[Path]]] = {}
+    for image in wanted:
+        place = root / image
+        if place.parent not in listings:
+            listings[place.parent] = images_by_stem(place.parent)
+        stem = place.stem if place.suffix.lower() in SUFFIXES else place.name
+        files = listings[place.parent].get(stem, [])
+        exact = [file for file in files if file.name == place.name]
+        if len(files) > 1 and not exact:
+            names = ", ".join(sorted(file.name for file in files))
+            raise DataError(f"expected one image {place}, found {names}")
+        if files:
+            found[image] = (exact or files)[0]
+    return found
 
 
-def images_on_demand(paths: tuple[Path, ...], size: tuple[int, int] | None) -> ImageSet:
+def images_by_stem(folder: Path) -> dict[str, list[Path]]:
+    """The image files of a folder by their names without suffix, hidden ones left out."""
+    stems: dict[str, list[Path]] = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            stems.setdefault(path.stem, []).append(path)
+    return stems
+
+
+def images_on_demand(files: Sequence[ImageFile], size: tuple[int, int] | None = None) -> ImageSet:
     """Image files of one size, decoded when they are embedded; one class, as none matters."""
     if size is None:
-        size = image_size(paths[0])
-    labels = torch.zeros(len(paths), dtype=torch.int64)
-    return ImageSet(labels=labels, classes=("face",), size=size, pixels=None, files=paths)
+        size = image_size(files[0])
+    labels = torch.zeros(len(files), dtype=torch.int64)
+    return ImageSet(labels=labels, classes=("face",), size=size, pixels=None, files=files)
 
 
 def draw_pairs(images: ImageSet, folds: int = 10, per_fold: int = 30, seed: int = 0) -> PairSet:
@@ -167,27 +138,55 @@ def draw_pairs(images: ImageSet, folds: int = 10, per_fold: int = 30, seed: int 
     Raises:
         DataError: if there are not enough images for one pair of each kind in each fold.
     """
-    generator = torch.Generator().manual_seed(seed)
-    some = torch.randperm(len(images), generator=generator)[:ENUMERATED].sort().values
-    first, second = some[torch.triu_indices(len(some), len(some), 1)]
-    same = images.labels[first] == images.labels[second]
-    kinds = [kind.nonzero().flatten() for kind in (same, ~same)]
-    per_fold = min(per_fold, *(len(kind) // folds for kind in kinds))
+    counts = images.labels.bincount()
+    same_pairs = int((counts * (counts - 1) // 2).sum())
+    pairs = (same_pairs, len(images) * (len(images) - 1) // 2 - same_pairs)
+    per_fold = min(per_fold, *(number // folds for number in pairs))
     if per_fold < 1:
         raise DataError(
             f"expected images for {folds} folds of same and different pairs, "
-            f"got {len(kinds[0])} same and {len(kinds[1])} different pairs"
+            f"got {pairs[0]} same and {pairs[1]} different pairs"
         )
-
-    def drawn(kind: Tensor) -> Tensor:
-        order = torch.randperm(len(kind), generator=generator)[: folds * per_fold]
-        return kind[order].reshape(folds, per_fold)
-
-    chosen = torch.cat([drawn(kind) for kind in kinds], dim=1).flatten()  # fold by fold
+    generator = torch.Generator().manual_seed(seed)
+    draw = draw_listed if len(images) <= ENUMERATED else draw_unlisted
+    drawn = [draw(images.labels, kind, folds * per_fold, generator) for kind in (True, False)]
+    by_fold = [pairs.reshape(2, folds, per_fold) for pairs in drawn]
+    left, right = torch.cat(by_fold, dim=2).flatten(1)  # fold by fold
     return PairSet(
         images,
-        left=first[chosen].numpy(),
-        right=second[chosen].numpy(),
-        same=same[chosen].numpy(),
+        left=left.numpy(),
+        right=right.numpy(),
+        same=(images.labels[left] == images.labels[right]).numpy(),
         fold=np.repeat(np.arange(folds), 2 * per_fold),
     )
+
+
+def draw_listed(labels: Tensor, same: bool, count: int, generator: torch.Generator) -> Tensor:
+    """Random pairs ``[2, count]`` of one kind, from the list of all."""
+    first, second = torch.triu_indices(len(labels), len(labels), 1)
+    of_kind = ((labels[first] == labels[second]) == same).nonzero().flatten()
+    chosen = of_kind[torch.randperm(len(of_kind), generator=generator)[:count]]
+    return torch.stack([first[chosen], second[chosen]])
+
+
+def draw_unlisted(labels: Tensor, same: bool, count: int, generator: torch.Generator) -> Tensor:
+    """The same for more images than allow a list: drawn, and drawn again if drawn before."""
+    order = labels.argsort(stable=True)  # person by person
+    sizes = labels.bincount()
+    starts = sizes.cumsum(0) - sizes
+    weights = (sizes * (sizes - 1)).double()
+    found: dict[tuple[int, int], None] = {}
+    while len(found) < count:
+        if same:
+            people = torch.multinomial(weights, count, replacement=True, generator=generator)
+            n = sizes[people]
+            one, step = (torch.rand(2, count, generator=generator, dtype=torch.float64)).unbind()
+            i = (one * n).long()
+            j = (i + 1 + (step * (n - 1)).long()) % n  # another than i
+            ends = order[starts[people] + torch.stack([i, j])]
+        else:
+            ends = torch.randint(len(labels), (2, count), generator=generator)
+            ends = ends[:, labels[ends[0]] != labels[ends[1]]]
+        for pair in ends.sort(dim=0).values.T.tolist():
+            found.setdefault((pair[0], pair[1]))
+    return torch.tensor(list(found)[:count]).T

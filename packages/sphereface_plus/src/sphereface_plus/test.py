@@ -18,7 +18,8 @@ from torch import nn
 from sphereface_plus.align import AlignConfig, align
 from sphereface_plus.data import digits
 from sphereface_plus.embedding import FACENET_SIZE, load_embedder, load_run, verify
-from sphereface_plus.pairs import PairSet, find_pairs, read_pairs
+from sphereface_plus.pair_files import read_pairs
+from sphereface_plus.pairs import PairSet, find_pairs
 from sphereface_plus.report import plot_errors, plot_roc, plot_scores, worst_pairs
 from sphereface_plus.verification import FoldResult, RocResult, roc
 

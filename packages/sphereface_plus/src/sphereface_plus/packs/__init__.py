@@ -4,7 +4,8 @@
 :func:`read_verification_pack` reads pairs in one file, ``lfw.bin`` and its like.
 """
 
+from sphereface_plus.packs.checking import check_pack
 from sphereface_plus.packs.record_pack import RecordPack
 from sphereface_plus.packs.verification_pack import read_verification_pack
 
-__all__ = ["RecordPack", "read_verification_pack"]
+__all__ = ["RecordPack", "check_pack", "read_verification_pack"]

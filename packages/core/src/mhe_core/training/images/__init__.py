@@ -19,7 +19,13 @@ from mhe_core.training.images.folders import (
     find_images,
     printable,
 )
-from mhe_core.training.images.loading import load_folder, load_images, read_all, with_classes
+from mhe_core.training.images.loading import (
+    labelled_images,
+    load_folder,
+    load_images,
+    read_all,
+    with_classes,
+)
 from mhe_core.training.images.reading import (
     DataError,
     ImageFile,
@@ -48,6 +54,7 @@ __all__ = [
     "find_images",
     "for_each",
     "image_size",
+    "labelled_images",
     "load_folder",
     "load_images",
     "printable",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from mhe_core.training.images.reading import (
 )
 from mhe_core.training.images.sets import ImageSet
 
-__all__ = ["load_folder", "load_images", "read_all", "with_classes"]
+__all__ = ["labelled_images", "load_folder", "load_images", "read_all", "with_classes"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,19 +106,43 @@ def load_folder(root: Path, *, size: Size | None = None) -> ImageSet:
     found = find_classes(root)
     logger.info(found.describe())
     files = found.paths
-    height, width = size or image_size(files[0])
-    pixels = None
-    if len(files) * 3 * height * width <= IN_MEMORY:
-        pixels = read_all(files, (height, width), exact=size is None)
-    else:
-        check_files(root, files, None if size else (height, width))
-    return ImageSet(
-        labels=torch.tensor(found.labels),
-        classes=found.classes,
-        size=(height, width),
-        pixels=pixels,
-        files=files,
+    return labelled_images(
+        files,
+        torch.tensor(found.labels),
+        found.classes,
+        size=size,
+        check=lambda expected: check_files(root, files, expected),
     )
+
+
+def labelled_images(
+    files: Sequence[ImageFile],
+    labels: Tensor,
+    classes: tuple[str, ...],
+    *,
+    size: Size | None = None,
+    check: Callable[[Size | None], object],
+) -> ImageSet:
+    """An image set of files: up to 2 GiB of pixels are decoded now, others when they are needed.
+
+    Args:
+        files: paths, or what opens like one.
+        labels: int64 [N], in [0, C).
+        classes: names of the C classes.
+        size: height and width to which images are resized; None: their own, which must be equal.
+        check: reads all images to their ends where they are not decoded now; called with the
+            height and width that all must have, or None.
+
+    Raises:
+        DataError: for unreadable images, or images of another size than the first.
+    """
+    shape = size or image_size(files[0])
+    pixels = None
+    if len(files) * 3 * shape[0] * shape[1] <= IN_MEMORY:
+        pixels = read_all(files, shape, exact=size is None)
+    else:
+        check(None if size else shape)
+    return ImageSet(labels=labels, classes=classes, size=shape, pixels=pixels, files=files)
 
 
 def read_all(files: Sequence[ImageFile], size: Size, exact: bool = False) -> Tensor:
