@@ -220,6 +220,16 @@ def test_an_unreadable_face_is_named(people, tmp_path):
         train(config(tmp_path / "run", data=str(people), batch_size=8))
 
 
+def test_networks_without_batch_norm_start_slowly_unless_told_otherwise(tmp_path):
+    def first(model, **given):
+        settings = FaceConfig(output=tmp_path, model=model, steps=100, **given)
+        return settings.lr, settings.warmup
+
+    assert first("sfnet20") == (0.02, 0.1)
+    assert first("sfnet20_bn") == first("resnet18") == (0.1, 0.0)
+    assert first("sfnet4", lr=0.1, warmup=0.0) == (0.1, 0.0)  # the published rate
+
+
 def test_learning_rate_warms_up_and_falls(tmp_path):
     cosine = config(tmp_path, steps=100, lr=0.1, warmup=0.1)
     rates = np.array([learning_rate(cosine, step, 100) for step in range(100)])

@@ -26,7 +26,7 @@ def definition(left, right, same, fold, protocol):
             score.append(a @ b if protocol == "sphereface" else -((a - b) ** 2).sum())
         score = np.array(score)
         grid = np.array([-1 + i * 1e-4 for i in range(20001)])
-        if protocol == "insightface":
+        if protocol == "distance":
             grid = np.array([-i / 100 for i in range(401)])
         counts = np.zeros(len(grid), dtype=int)
         for i in train:
@@ -55,7 +55,7 @@ def make_pairs(seed, folds=10, per_fold=12, dim=8, duplicates=0.3):
     return left, right, same, np.repeat(np.arange(folds), per_fold)
 
 
-@pytest.mark.parametrize("protocol", ["sphereface", "insightface"])
+@pytest.mark.parametrize("protocol", ["sphereface", "distance"])
 @pytest.mark.parametrize("seed", range(4))
 def test_ten_fold_is_its_definition(protocol, seed):
     left, right, same, fold = make_pairs(seed)
@@ -109,6 +109,14 @@ def test_tensors_any_fold_numbers_and_uneven_folds():
     tensors = (torch.tensor(x) for x in (left, right, same, 100 - 3 * fold))
     result = ten_fold(*tensors)
     np.testing.assert_array_equal(result.accuracy, expected.accuracy[::-1])
+
+
+def test_same_may_be_zeros_and_ones():
+    left, right, same, fold = make_pairs(1)
+    found = ten_fold(left, right, same.astype(int).tolist(), fold)
+    np.testing.assert_array_equal(found.accuracy, ten_fold(left, right, same, fold).accuracy)
+    with pytest.raises(ValueError, match="fits bool_, got int64"):
+        ten_fold(left, right, 2 * same.astype(int), fold)
 
 
 def test_zero_embeddings_score_zero():

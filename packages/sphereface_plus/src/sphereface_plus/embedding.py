@@ -33,6 +33,7 @@ FACENET_SIZE = (160, 160)
 MIRRORED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sphereface": lambda plain, mirrored: torch.cat([plain, mirrored], dim=1),
     "insightface": lambda plain, mirrored: plain + mirrored,
+    "distance": lambda plain, mirrored: plain + mirrored,
 }
 
 
@@ -119,7 +120,7 @@ def embed(
     backbone's mode stays as it was.
 
     Returns:
-        ``[N, 2 · dim]`` for ``sphereface``, ``[N, dim]`` for ``insightface``, float32.
+        ``[N, 2 · dim]`` for ``sphereface``, ``[N, dim]`` for the others, float32.
     """
     training = backbone.training
     backbone.eval()

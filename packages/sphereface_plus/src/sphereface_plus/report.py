@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_errors", "plot_roc", "plot_scores", "worst_pairs"]
 
-SCORE = {"sphereface": "cosine", "insightface": "− squared distance"}
+SCORE = {
+    "sphereface": "cosine",
+    "insightface": "− squared distance",
+    "distance": "− squared distance",
+}
 
 
 def plot_roc(curve: RocResult, file: Path) -> None:

@@ -156,8 +156,8 @@ class Trainer:
 
 def learning_rate(config: FaceConfig, step: int, steps: int) -> float:
     """A linear warm-up, then --milestones, or half a cosine down to 0."""
-    warmup = config.warmup * steps
-    lr = config.lr * min(1.0, (step + 1) / (warmup + 1))
+    warmup = (config.warmup or 0.0) * steps
+    lr = (config.lr or 0.0) * min(1.0, (step + 1) / (warmup + 1))
     if config.milestones is not None:
         return lr * 0.1 ** sum(step >= milestone for milestone in config.milestones)
     return lr * (1 + math.cos(math.pi * max(0.0, step - warmup) / (steps - warmup))) / 2

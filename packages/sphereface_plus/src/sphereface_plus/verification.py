@@ -6,21 +6,23 @@ chosen on the other folds, never on the fold itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from sphereface_plus.insightface import ValResult, evaluate_folds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["PROTOCOLS", "FoldResult", "RocResult", "roc", "ten_fold"]
 
-PROTOCOLS = ("sphereface", "insightface")
+PROTOCOLS = ("sphereface", "insightface", "distance")
 GRIDS = {
     "sphereface": np.arange(-10_000, 10_001) / 10_000,  # cosines, −1 to 1
-    "insightface": np.arange(0, 401) / 100,  # squared distances, 0 to 4
+    "distance": np.arange(0, 401) / 100,  # squared distances, 0 to 4
 }
 
 Floats = NDArray[np.float64]
@@ -35,12 +37,17 @@ class FoldResult:
         accuracy: fraction of the fold's pairs that were right, ``[folds]``.
         threshold: what the other folds chose for it, a cosine or a squared distance, ``[folds]``.
         scores: of each pair ``[P]``, centred as its fold's; the higher, the more alike (the
-            squared distance of ``insightface`` with a minus sign).
+            squared distances with a minus sign).
+        std: of the accuracy over folds, as the protocol has it: the population's of
+            ``insightface``, the sample's of the others.
+        val: VAL@FAR by target, where the protocol has it.
     """
 
     accuracy: Floats
     threshold: Floats
     scores: Floats
+    std: float
+    val: dict[float, ValResult] = field(default_factory=dict)
 
 
 def ten_fold(
@@ -53,21 +60,25 @@ def ten_fold(
     """Verification accuracy with a threshold from the other folds; ten of them in LFW.
 
     ``sphereface``: from a fold's embeddings the mean over the other folds (left and right
-    together) is subtracted; the score is the cosine. ``insightface``: the score is the squared
+    together) is subtracted; the score is the cosine. ``distance``: the score is the squared
     distance of the normalised embeddings. A threshold t is judged by how many of the other folds'
     pairs are on its right side: a same pair must be strictly nearer than t, a different pair
     strictly farther. All t of the grid (−1, −0.9999, …, 1 or 0, 0.01, …, 4) with the highest count
     are averaged, and the fold's own pairs are judged by that mean in the same way.
 
+    ``insightface``: the squared distance, too, but by the rules of arcface_torch: the first best
+    threshold of 0, 0.01, …, 3.99, below which a pair is taken for one person, and VAL@FAR
+    (:mod:`sphereface_plus.insightface`).
+
     How an image and its mirror image make one embedding — concatenated in ``sphereface``, added in
-    ``insightface`` — is decided before: the arguments are the embeddings as they are.
+    the others — is decided before: the arguments are the embeddings as they are.
 
     Args:
         left: embeddings of the pairs' first images, ``[P, d]``.
         right: embeddings of their second images, ``[P, d]``.
         same: whether the pair is one person, ``[P]`` boolean.
         fold: the pair's fold number, ``[P]`` integers; two folds at least.
-        protocol: ``"sphereface"`` or ``"insightface"``.
+        protocol: ``"sphereface"``, ``"insightface"`` or ``"distance"``.
 
     Raises:
         ValueError: if the shapes do not fit, an embedding is not finite, there is one fold only,
@@ -84,12 +95,14 @@ def ten_fold(
     pairs_left, pairs_right = as_array(left, np.float64), as_array(right, np.float64)
     is_same, folds = as_array(same, np.bool_), as_array(fold, np.int64)
     numbers = check_pairs(pairs_left, pairs_right, is_same, folds, protocol)
+    if protocol == "insightface":
+        return insightface_folds(squared_distances(pairs_left, pairs_right), is_same, folds)
     grid = GRIDS[protocol]
     if protocol == "sphereface":
         scores = centred_cosines(pairs_left, pairs_right, folds, numbers)
     else:
-        distances = ((unit_rows(pairs_left) - unit_rows(pairs_right)) ** 2).sum(1)
         # Negated, scores and thresholds compare as cosines do.
+        distances = squared_distances(pairs_left, pairs_right)
         scores, grid = np.broadcast_to(-distances, (len(numbers), len(folds))), -grid[::-1]
 
     accuracy, threshold = np.empty(len(numbers)), np.empty(len(numbers))
@@ -101,7 +114,21 @@ def ten_fold(
         right_side = np.where(is_same[held], mine > threshold[k], mine < threshold[k])
         accuracy[k] = right_side.mean()
         own[held] = mine
-    return FoldResult(accuracy, threshold if protocol == "sphereface" else -threshold, own)
+    threshold = threshold if protocol == "sphereface" else -threshold
+    return FoldResult(accuracy, threshold, own, std=float(accuracy.std(ddof=1)))
+
+
+def insightface_folds(distances: Floats, same: Bools, fold: NDArray[np.int64]) -> FoldResult:
+    """The figures of arcface_torch."""
+    found = evaluate_folds(distances, same, fold)
+    return FoldResult(
+        found.accuracy, found.threshold, -distances, std=float(found.accuracy.std()), val=found.val
+    )
+
+
+def squared_distances(left: Floats, right: Floats) -> Floats:
+    """Squared distances ``[P]`` of normalised embeddings."""
+    return ((unit_rows(left) - unit_rows(right)) ** 2).sum(1)
 
 
 def best_threshold(scores: Floats, same: Bools, grid: Floats) -> float:
@@ -196,6 +223,8 @@ def as_array(x: ArrayLike | Tensor, dtype: type) -> NDArray:
         x = x.detach().cpu()
         x = x.float() if x.dtype.is_floating_point and x.element_size() < 4 else x
     array = np.asarray(x)
+    if dtype is np.bool_ and array.dtype.kind in "iu" and np.isin(array, (0, 1)).all():
+        array = array.astype(np.bool_)
     kinds = {np.float64: "fiub", np.bool_: "b", np.int64: "iu"}[dtype]
     if array.dtype.kind not in kinds:
         raise ValueError(f"expected an array that fits {dtype.__name__}, got {array.dtype}")
