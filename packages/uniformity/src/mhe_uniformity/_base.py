@@ -50,8 +50,14 @@ class Published(Regularizer):
         """
         check_neurons(neurons, self.dim)
         with torch.autocast(neurons.device.type, enabled=False):
-            matrices = working_copy(neurons).reshape(-1, *neurons.shape[-2:])
-            return torch.stack([self.loss(x) for x in matrices]).mean()
+            x = self.prepared(neurons)
+            if x.ndim == 2:  # not unbound, which would copy the gradient
+                return self.loss(x)
+            return torch.stack([self.loss(matrix) for matrix in x.flatten(0, -3)]).mean()
+
+    def prepared(self, neurons: Tensor) -> Tensor:
+        """The neurons in at least float32, with a gradient that stays in their dtype's range."""
+        return working_copy(neurons)
 
     def loss(self, x: Tensor) -> Tensor:
         """The loss of one matrix ``[N, d]``, in at least float32."""

@@ -20,7 +20,7 @@ __all__ = ["losses_of_pairs", "nearest_neighbours", "sum_over_pairs"]
 ROWS_ON_CPU, ROWS = 512, 4096
 
 # Entries of the pairs' neurons that are held at a time, on a CPU and elsewhere.
-ENTRIES_ON_CPU, ENTRIES = 2**17, 2**24
+ENTRIES_ON_CPU, ENTRIES = 2**16, 2**24
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -120,6 +120,8 @@ class _SumOverPairs(torch.autograd.Function):
             slopes = torch.autograd.grad(losses, (u, v), grad_output.to(u.dtype).expand_as(losses))
             for rows, slope in zip((k, m), slopes, strict=True):
                 gradient.index_add_(0, rows, slope.to(x.dtype))
+        limit = torch.finfo(x.dtype).max
+        gradient.clamp_(-limit, limit)  # as of neurons of very small length
         return gradient, None, None, None
 
 

@@ -20,7 +20,16 @@ from mhe_uniformity._search import losses_of_pairs, nearest_neighbours, sum_over
 __all__ = ["MHS", "MMA", "KoLeo", "RegularFace"]
 
 
-class MHS(Published):
+class NearestNeighbours(Published):
+    """What the losses of nearest neighbours share."""
+
+    def prepared(self, neurons: Tensor) -> Tensor:
+        """As they are, if their dtype allows: the sum over pairs has a gradient in its range."""
+        wide = neurons.dtype in (torch.float32, torch.float64)
+        return neurons if wide else super().prepared(neurons)
+
+
+class MHS(NearestNeighbours):
     r"""Maximum hyperspherical separation: minus the smallest squared chord.
 
     .. math:: -\min_{i < j} \lVert u_i - u_j \rVert^2
@@ -102,7 +111,7 @@ class MHS(Published):
         return {**super().options(), **own}
 
 
-class NearestNeighbourMean(Published):
+class NearestNeighbourMean(NearestNeighbours):
     """Mean over neurons of a loss of the neuron and its nearest neighbour."""
 
     def loss(self, x: Tensor) -> Tensor:
