@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from mhe_core.cli.diff import add_diff
 from mhe_core.cli.inspect import add_inspect
 from mhe_core.cli.list import add_list
 
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_list(commands)
     add_inspect(commands)
+    add_diff(commands)
     arguments = parser.parse_args(argv)
     try:
         with warnings.catch_warnings():

@@ -42,9 +42,10 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "the number of neurons that are zero.",
     )
     add = command.add_argument
-    add("model", metavar="MODEL", help="a timm model name, or a weights file (.safetensors, .pt)")
+    add("model", metavar="MODEL", help="a timm model name, or a weights file or folder")
     add("--pretrained", action="store_true", help="timm's pretrained weights, not random ones")
     add("--key", help="where in a nested checkpoint the state dict is, such as generator")
+    add("--base", help="the weights that MODEL, a folder with an adapter of PEFT, belongs to")
     add("--s", type=float, default=2.0, help="power of the Riesz potential (default: 2)")
     add("--distance", choices=DISTANCES, default="euclidean", help="chord or angle")
     add("--half-space", action="store_true", help="count every neuron also with its antipode")
@@ -63,7 +64,8 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run(arguments: argparse.Namespace) -> None:
     """Carry out ``mhe inspect``."""
-    network = load(arguments.model, pretrained=arguments.pretrained, key=arguments.key)
+    base = load(arguments.base) if arguments.base else None
+    network = load(arguments.model, pretrained=arguments.pretrained, key=arguments.key, base=base)
     options = {"half_space": arguments.half_space, "distance": arguments.distance}
     layers = inspect(network, s=arguments.s, near=math.radians(arguments.near), **options)
     if arguments.plot:
@@ -79,13 +81,20 @@ def run(arguments: argparse.Namespace) -> None:
     print(as_json(layers) if arguments.json else layer_table(layers))
 
 
-def load(name: str, *, pretrained: bool = False, key: str | None = None) -> Any:
+def load(
+    name: str,
+    *,
+    pretrained: bool = False,
+    key: str | None = None,
+    base: Any = None,
+) -> Any:
     """A network by its timm name, or a state dict from a file.
 
     Args:
         name: an existing file, or the name of a timm model.
         pretrained: load timm's pretrained weights (downloads them once).
         key: where in a nested checkpoint the state dict is.
+        base: the weights that an adapter belongs to; by default those that its settings name.
 
     Raises:
         FileNotFoundError: if ``name`` looks like a file and there is none.
@@ -98,7 +107,8 @@ def load(name: str, *, pretrained: bool = False, key: str | None = None) -> Any:
         return timm_model(name, pretrained)
     if pretrained:
         raise ValueError(f"expected a timm model name with --pretrained, got the file {name}")
-    return load_state_dict(name, key)
+    base = base.state_dict() if isinstance(base, nn.Module) else base
+    return load_state_dict(name, key, base=base)
 
 
 def timm_model(name: str, pretrained: bool) -> nn.Module:
@@ -125,8 +135,12 @@ def layer_table(layers: Sequence[LayerReport]) -> str:
     A grouped convolution's N is that of each group.
     """
     head = ("layer", "N", "d", "energy", "bound", "random", "smallest°", "mean°", "near", "zero")
-    rows = [head, *(cells(layer) for layer in layers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return aligned([head, *(cells(layer) for layer in layers)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal columns, the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for name, *figures in rows:
         columns = [f"{name:{widths[0]}}"]

@@ -49,8 +49,9 @@ def read_torch_file(path: Path, *, mapped: bool = False) -> Any:
     # Given a path, torch would let the suffix decide. What it warns of is in its errors too.
     with path.open("rb") as file, warnings.catch_warnings(), harmless():
         warnings.simplefilter("ignore")
-        source: Any = str(path) if mapped and archive else file
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=source is not file)
+        mapped = mapped and archive and path.suffix != ".safetensors"
+        source: Any = str(path) if mapped else file
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def is_archive(path: Path) -> bool:

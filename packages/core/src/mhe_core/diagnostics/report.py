@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mhe_core.diagnostics._checkpoint import Checkpoint
 from mhe_core.diagnostics.angles import NEAR_DUPLICATE, angle_statistics
 from mhe_core.diagnostics.bounds import lower_bound, random_energy
 from mhe_core.energy import hyperspherical_energy
@@ -177,7 +178,12 @@ def state_dict_layers(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, Tens
     Those of integers that are no weights, such as indices and masks, are passed over.
     """
     seen = set()
-    for key, tensor in state_dict.items():
+    for key in state_dict:
+        if isinstance(state_dict, Checkpoint):
+            if state_dict.identity(key) in seen:
+                continue
+            seen.add(state_dict.identity(key))
+        tensor = state_dict[key]
         if not isinstance(tensor, Tensor) or tensor.ndim < 2:
             continue
         name = str(key).removesuffix(".weight")
@@ -188,7 +194,7 @@ def state_dict_layers(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, Tens
         if tensor.is_meta:
             yield name, NO_VALUES
             continue
-        if is_plain(tensor) and tensor.numel() > 0:
+        if isinstance(state_dict, dict) and is_plain(tensor) and tensor.numel() > 0:
             identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
             if identity in seen:
                 continue
