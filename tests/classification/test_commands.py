@@ -46,7 +46,7 @@ def test_train_test_and_resume(tmp_path):
     report = json.loads(tested.stdout)
     assert report["test_error"] == summary["test_error"]
 
-    again = cli("train", "--output", out, "--steps", 6, *TINY, status=1)
+    again = cli("train", "--output", out, "--steps", 6, *TINY, status=2)
     assert "already holds a run" in again.stderr
     cli("train", "--output", out, "--resume", "--workers", "1")
 
@@ -97,12 +97,12 @@ def test_compare_draws_errors_against_learning_rates(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["train", "--output", "r", "--data", "nowhere"], 1, "'nowhere'"),
-        (["train", "--output", "r", "--regularizer", "half_mh"], 1, "half_mhe"),
-        (["train", "--output", "r", "--model", "vgg"], 1, "vgg"),
-        (["train", "--output", "r", "--regularizer", "mhe", "--inner-steps", "2"], 1, "inner"),
+        (["train", "--output", "r", "--data", "nowhere"], 2, "'nowhere'"),
+        (["train", "--output", "r", "--regularizer", "half_mh"], 2, "half_mhe"),
+        (["train", "--output", "r", "--model", "vgg"], 2, "vgg"),
+        (["train", "--output", "r", "--regularizer", "mhe", "--inner-steps", "2"], 2, "inner"),
         (["train"], 2, "--output"),
-        (["test", "nowhere"], 1, "expected a run directory"),
+        (["test", "nowhere"], 2, "expected a run directory"),
         (["paint"], 2, "expected a command, got 'paint'"),
     ],
 )

@@ -112,14 +112,14 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(processes, t
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(processes, tmp_path, monkeypatch):
     from mhe_core.training.loop import Loop
 
-    log = Loop._log
+    record = Loop._record
 
-    def interrupt(self, taken, evaluated):
+    def interrupt(self, taken, stop, progress):
         if taken == 12:
             os.kill(os.getpid(), signal.SIGINT)
-        return log(self, taken, evaluated)
+        return record(self, taken, stop, progress)
 
-    monkeypatch.setattr(Loop, "_log", interrupt)
+    monkeypatch.setattr(Loop, "_record", interrupt)
     config = tiny(tmp_path / "stopped", checkpoint_every=1000)
     with pytest.raises(TrainingInterrupted, match=r"after step 12 of 40.*--resume"):
         train(config)

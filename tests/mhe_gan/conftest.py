@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 from mhe_core.training.images import load_images
-from mhe_core.training.loop import make_accelerator
+from mhe_core.training.processes import make_accelerator
 from mhe_gan import cli
 from mhe_gan.config import GANConfig
 from mhe_gan.train import Trainer
@@ -78,13 +77,11 @@ def make_trainer(tmp_path):
     """A trainer of tiny networks on digits, and its first batch."""
 
     def make(**settings):
-        AcceleratorState._reset_state(reset_partial_state=True)  # of another precision
         tiny = {"width": 0.0625, "steps": 10, "batch_size": 8, "device": "cpu"}
         config = GANConfig(output=tmp_path / "run", **{**tiny, **settings})
         images = load_images("digits", "train")
-        trainer = Trainer(config, images, make_accelerator(config))
+        trainer = Trainer(config, images, make_accelerator(config.device, config.amp))
         num = config.batch_size * config.n_dis
         return trainer, (images.pixels[:num], images.labels[:num])
 
-    yield make
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return make

@@ -87,7 +87,7 @@ def test_power_iterations_are_those_of_spectral_norm_alone(
     trainer.step(0, batch)
     assert done == [1] * 8 * (1 + n_dis)  # eight layers, once a forward pass
     done.clear()
-    trainer.evaluate()
+    trainer.figures()
     assert not done
 
 
@@ -111,7 +111,7 @@ def test_mhe_spreads_the_filters(make_trainer):
         trainer, batch = make_trainer(hidden_weight=weight, lr=1e-3)
         for step in range(10):
             trainer.step(step, batch)
-        energies[weight] = trainer.evaluate()["discriminator_energy"]
+        energies[weight] = trainer.figures()["discriminator_energy"]
     assert energies[1.0] < energies[0.0] - 0.01
 
 

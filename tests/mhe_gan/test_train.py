@@ -158,7 +158,7 @@ def test_another_model_is_not_resumed(trained, run_command):
 PROCESSES = """
 import sys, torch
 from accelerate.utils import gather_object
-from mhe_core.training.loop import make_accelerator
+from mhe_core.training.processes import make_accelerator
 from mhe_core.training.run import Run
 from mhe_gan.config import GANConfig
 from mhe_gan.data import load_split
@@ -167,7 +167,7 @@ from mhe_gan.train import Trainer
 config = GANConfig(
     output=sys.argv[1], width=0.0625, batch_size=16, n_dis=2, steps=4, log_every=2, device="cpu"
 )
-accelerator = make_accelerator(config)
+accelerator = make_accelerator(config.device, config.amp)
 assert accelerator.num_processes == 2
 run = Run(config, main=accelerator.is_main_process)
 accelerator.wait_for_everyone()

@@ -239,6 +239,6 @@ def test_user_errors_are_named(photographs, tmp_path, problem):
 def test_an_error_is_one_line_without_a_traceback(tmp_path):
     command = [*ALIGN, "--images", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "expected a folder of photographs" in result.stderr
     assert "Traceback" not in result.stderr

@@ -19,8 +19,17 @@ def config(path, **changes):
     return TrainingConfig(output=path, **changes)
 
 
+def started(settings):
+    """A run whose directory is looked at, and then claimed, as by its first step."""
+    run = Run(settings)
+    run.open()
+    run.claim()
+    run.close()
+    return run
+
+
 def test_config_yaml_is_the_resolved_configuration(tmp_path):
-    Run(config(tmp_path / "run", lr=0.3, regularizer_options={"s": 1}))
+    started(config(tmp_path / "run", lr=0.3, regularizer_options={"s": 1}))
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert saved["lr"] == 0.3
     assert saved["regularizer_options"] == {"s": 1}
@@ -28,20 +37,20 @@ def test_config_yaml_is_the_resolved_configuration(tmp_path):
 
 
 def test_a_second_run_in_the_same_place_is_refused(tmp_path):
-    Run(config(tmp_path))
+    started(config(tmp_path))
     with pytest.raises(RunError, match="--resume"):
-        Run(config(tmp_path))
+        started(config(tmp_path))
 
 
 def test_resuming_with_other_settings_names_them(tmp_path):
-    Run(config(tmp_path))
+    started(config(tmp_path))
     with pytest.raises(RunError, match=r"--lr was 0\.1, is 0\.2"):
-        Run(config(tmp_path, lr=0.2, resume=True))
-    Run(config(tmp_path, workers=3, device="cpu", resume=True))
+        started(config(tmp_path, lr=0.2, resume=True))
+    started(config(tmp_path, workers=3, device="cpu", resume=True))
 
 
 def test_records_after_a_step_and_half_lines_are_forgotten(tmp_path):
-    run = Run(config(tmp_path))
+    run = started(config(tmp_path))
     for step in (1, 2, 3):
         run.log({"step": step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -106,10 +115,10 @@ def test_flags_have_dashes_and_override_the_file(tmp_path):
 
 
 def test_resume_takes_up_the_runs_own_settings(tmp_path):
-    Run(parse(Example, ["--output", str(tmp_path), "--long-name", "9"], "example"))
+    started(parse(Example, ["--output", str(tmp_path), "--long-name", "9"], "example"))
     found = parse(Example, ["--output", str(tmp_path), "--resume", "--workers", "2"], "example")
     assert (found.long_name, found.workers) == (9, 2)
-    Run(found)
+    started(found)
 
 
 @pytest.mark.parametrize(

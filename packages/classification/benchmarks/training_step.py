@@ -20,7 +20,7 @@ from mhe_classification.data import Splits
 from mhe_classification.train import Trainer
 from mhe_core.training.augment import normalize, random_crop, random_flip
 from mhe_core.training.images import ImageSet
-from mhe_core.training.loop import make_accelerator
+from mhe_core.training.processes import make_accelerator
 from mhe_core.training.run import Run
 from mhe_core.training.timing import Ratio, interleaved, report
 
@@ -89,7 +89,7 @@ def bare_step(images: ImageSet, width: float, batch_size: int) -> Callable[[], N
 
 
 def our_step(config: ClassificationConfig, images: ImageSet) -> Callable[[], None]:
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config.device, config.amp)
     loop = Trainer(config, Splits(images, None, images), accelerator).loop(Run(config))
     batches, numbers = loop.batches(0), itertools.count()
     return lambda: loop.advance(next(numbers), next(batches))

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from mhe_core import hyperspherical_energy
 from mhe_core.energy._tiles import value_and_gradient
 from mhe_core.energy.potential import Riesz
-from mhe_core.training.run import write_atomically
+from mhe_core.training.files import write_atomically
 from mhe_core.training.timing import Ratio, hardware, interleaved, report
 from torch import Tensor
 from torch.nn.functional import normalize

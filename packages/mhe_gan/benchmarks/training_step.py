@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from mhe_core.training.images import ImageSet
-from mhe_core.training.loop import make_accelerator
+from mhe_core.training.processes import make_accelerator
 from mhe_core.training.run import Run
 from mhe_core.training.timing import Ratio, interleaved, report
 from mhe_gan.config import GANConfig
@@ -102,7 +102,7 @@ def bare_step(images: ImageSet, width: float, batch_size: int) -> Callable[[], N
 
 
 def our_step(config: GANConfig, images: ImageSet) -> Callable[[], None]:
-    loop = Trainer(config, images, make_accelerator(config)).loop(Run(config))
+    loop = Trainer(config, images, make_accelerator(config.device, config.amp)).loop(Run(config))
     batches, numbers = loop.batches(0), itertools.count()
     return lambda: loop.advance(next(numbers), next(batches))
 

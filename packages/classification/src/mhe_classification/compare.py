@@ -17,13 +17,14 @@ from mhe_core.training.compare import (
     write_table,
 )
 from mhe_core.training.plots import Panel, plot_against, plot_curves
-from mhe_core.training.run import read_config
+from mhe_core.training.processes import make_accelerator
+from mhe_core.training.run import saved_config
 from torch import nn
 
 from mhe_classification.angles import plot_angles
 from mhe_classification.config import ClassificationConfig
 from mhe_classification.test import load_classifier
-from mhe_classification.train import new_model, train
+from mhe_classification.train import new_model, prepare, train
 
 __all__ = ["CompareConfig", "compare", "main"]
 
@@ -68,7 +69,13 @@ def compare(config: CompareConfig) -> Comparison:
         for name in comma_separated(config.regularizers)
     }
     seeds = [int(seed) for seed in comma_separated(config.seeds)]
-    comparison = compare_runs(train, methods, seeds, config.output)
+    comparison = compare_runs(
+        train,
+        methods,
+        seeds,
+        config.output,
+        check=lambda run: prepare(run, make_accelerator(run.device, run.amp)),
+    )
     table = write_table(comparison, COLUMNS, config.output)
     panels = (error_panel(config), *ENERGY_PANELS)
     picture = plot_curves(comparison, panels, config.output / "curves.png")
@@ -99,7 +106,7 @@ def networks(comparison: Comparison) -> dict[str, nn.Module]:
     trained = {label: load_classifier(path, "last")[0] for label, path in runs.items()}
     first = next(iter(runs.values()))
     facts = load_checkpoint(first / "checkpoints" / "last")["facts"]
-    config = ClassificationConfig(**{**read_config(first), "output": first})
+    config = saved_config(ClassificationConfig, first)
     untrained = new_model(config, len(facts["classes"]), facts["image_size"])
     return {"before training": untrained, **trained}
 

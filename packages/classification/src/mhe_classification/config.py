@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig
 from mhe_core.training.naming import own_name
 
@@ -100,11 +101,11 @@ class ClassificationConfig(TrainingConfig):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 flag = name.replace("_", "-")
-                raise ValueError(f"expected --{flag} at least 0 and below 1, got {value}")
+                raise UserError(f"expected --{flag} at least 0 and below 1, got {value}")
         if self.mixup and self.loss == "released":
-            raise ValueError("--mixup goes with --loss cross_entropy, got --loss released")
+            raise UserError("--mixup goes with --loss cross_entropy, got --loss released")
         if not 1 <= self.accumulate <= self.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"expected --accumulate from 1 to the batch size {self.batch_size}, "
                 f"got {self.accumulate}"
             )
@@ -131,4 +132,4 @@ class ClassificationConfig(TrainingConfig):
         for name in {name for names in HYPERPARAMETERS.values() for name in names}:
             if getattr(self, name) is not None and name not in known:
                 flag = name.replace("_", "-")
-                raise ValueError(f"--regularizer {self.regularizer} has no --{flag}")
+                raise UserError(f"--regularizer {self.regularizer} has no --{flag}")

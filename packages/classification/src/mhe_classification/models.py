@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch.nn.functional as F
+from mhe_core.errors import UserError
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class VGG9(nn.Module):
     ) -> None:
         super().__init__()
         if img_size % 8:
-            raise ValueError(f"vgg9 expects an image size that is a multiple of 8, got {img_size}")
+            raise UserError(f"vgg9 expects an image size that is a multiple of 8, got {img_size}")
         layers: list[nn.Module] = []
         channels = in_chans
         for stage_width in (64, 128, 256):
@@ -196,11 +197,11 @@ def build_model(
     """
     if not timm.is_model(name):
         near = timm.list_models(f"*{name[:6]}*")[:5]
-        raise ValueError(f"expected --model as a timm model, got {name!r}; near it: {near}")
+        raise UserError(f"expected --model as a timm model, got {name!r}; near it: {near}")
     if name in OURS:
         options["width"] = width
     elif width != 1.0:
-        raise ValueError(f"--width is for {', '.join(OURS)}; {name} has none, got {width}")
+        raise UserError(f"--width is for {', '.join(OURS)}; {name} has none, got {width}")
     fixed_size = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     if name == "vgg9" or fixed_size:
         options["img_size"] = img_size

@@ -18,9 +18,11 @@ from mhe_core.training.augment import normalize
 from mhe_core.training.batches import whole_set
 from mhe_core.training.checkpoint import load_checkpoint
 from mhe_core.training.command import parse, run_command
+from mhe_core.training.files import write_atomically
 from mhe_core.training.images import ImageSet
 from mhe_core.training.loop import restore_state
-from mhe_core.training.run import read_config, write_atomically
+from mhe_core.training.processes import make_accelerator
+from mhe_core.training.run import saved_config
 from torch import Tensor, nn
 
 from mhe_classification.config import ClassificationConfig
@@ -56,7 +58,7 @@ def load_classifier(run: Path, checkpoint: str = "best") -> tuple[nn.Module, Cla
         RunError: if ``run`` is not a run directory.
         CheckpointError: if the checkpoint is damaged or does not fit.
     """
-    config = ClassificationConfig(**{**read_config(run), "output": Path(run)})
+    config = saved_config(ClassificationConfig, run)
     content = load_checkpoint(Path(run) / "checkpoints" / checkpoint)
     facts, state = content["facts"], content["state"]
     model = build_model(config.model, len(facts["classes"]), facts["image_size"], config.width)
@@ -123,7 +125,7 @@ def test(config: TestConfig) -> dict[str, Any]:
         ``test_error`` and ``test_accuracy`` as fractions, ``class_accuracy`` by class, energies.
     """
     model, settings = load_classifier(config.run, config.checkpoint)
-    accelerator = Accelerator(cpu=config.device == "cpu")
+    accelerator = make_accelerator(config.device)
     model.to(accelerator.device)
     images = load_splits(settings).test
     wrong = errors_by_class(model, images, accelerator, config.batch_size).cpu()

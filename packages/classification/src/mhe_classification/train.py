@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from mhe_core import NetworkRegularizer
+from mhe_core.errors import UserError, users_request
 from mhe_core.training.augment import normalize, random_crop, random_flip
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.loop import Batch, Loop, Stateful, train_run
@@ -41,8 +42,12 @@ def train(config: ClassificationConfig) -> dict[str, Any]:
         RunError: if the directory holds another run.
         TrainingDiverged: if the loss is not finite.
     """
-    data = load_splits(config)
-    return train_run(config, lambda accelerator, run: Trainer(config, data, accelerator).loop(run))
+    return train_run(config, lambda accelerator, run: prepare(config, accelerator).loop(run))
+
+
+def prepare(config: ClassificationConfig, accelerator: Accelerator) -> Trainer:
+    """The run's images, and what is to be trained on them."""
+    return Trainer(config, load_splits(config), accelerator)
 
 
 def new_model(config: ClassificationConfig, num_classes: int, image_size: int) -> nn.Module:
@@ -57,15 +62,16 @@ def build_regularizer(config: ClassificationConfig, model: nn.Module) -> Network
     if config.regularizer == "none":
         return None
     output = None if config.output_regularizer == "none" else config.output_regularizer
-    return NetworkRegularizer(
-        model,
-        hidden=config.regularizer,
-        output=output,
-        hidden_weight=config.hidden_weight,
-        output_weight=config.output_weight,
-        hidden_options=config.hidden_options(),
-        output_options=config.energy_options(),
-    )
+    with users_request(f"--regularizer {config.regularizer}"):
+        return NetworkRegularizer(
+            model,
+            hidden=config.regularizer,
+            output=output,
+            hidden_weight=config.hidden_weight,
+            output_weight=config.output_weight,
+            hidden_options=config.hidden_options(),
+            output_options=config.energy_options(),
+        )
 
 
 class Trainer:
@@ -84,17 +90,23 @@ class Trainer:
         self.loss = loss_function(config.loss or "", config.label_smoothing or 0.0)
         self.mixup = None
         if config.mixup:
+            if config.batch_size % (2 * accelerator.num_processes):
+                raise UserError(
+                    f"expected an even --batch-size for each of {accelerator.num_processes} "
+                    f"process(es) with --mixup, got {config.batch_size} in all"
+                )
             smoothing = config.label_smoothing
             self.mixup = Mixup(config.mixup, label_smoothing=smoothing, num_classes=classes)
             self.loss = nn.CrossEntropyLoss()  # mixup smooths the labels itself
-        optimizer = create_optimizer_v2(
-            self.model,
-            opt=config.optimizer,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            filter_bias_and_bn=False,
-        )
+        with users_request(f"--optimizer {config.optimizer}"):
+            optimizer = create_optimizer_v2(
+                self.model,
+                opt=config.optimizer,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                filter_bias_and_bn=False,
+            )
         self.schedule = create_scheduler_v2(
             optimizer,
             sched=config.schedule,
@@ -105,6 +117,11 @@ class Trainer:
             step_on_epochs=False,
             updates_per_epoch=1,
         )[0]
+        if self.schedule is None:
+            raise UserError(
+                "expected --schedule as one of timm's, such as cosine, multistep, step, poly or "
+                f"tanh, got {config.schedule!r}"
+            )
         self.ema = ModelEmaV3(self.model, decay=config.ema) if config.ema else None
         self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from mhe_core.errors import UserError
 from mhe_core.summaries import summarize
 
 __all__ = [
@@ -43,7 +44,7 @@ IN_PROCESS = "in-process"  # stands for the distribution of what register_regula
 Factory = Callable[..., nn.Module]
 
 
-class PluginError(ValueError):
+class PluginError(UserError):
     """A regularizer was asked for that cannot be had; the message says from whom, and why."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mhe_core.errors import UserError
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.compare import (
     Column,
@@ -18,14 +19,14 @@ from mhe_core.training.compare import (
     compare_runs,
     write_table,
 )
-from mhe_core.training.loop import make_accelerator
 from mhe_core.training.plots import Panel, plot_curves
+from mhe_core.training.processes import make_accelerator
 from PIL import Image
 
 from mhe_gan.config import GANConfig, ScoreConfig
 from mhe_gan.scores import Scorer
 from mhe_gan.test import TestConfig, build_scorer, described, score_run
-from mhe_gan.train import train
+from mhe_gan.train import prepare, train
 
 __all__ = ["MODELS", "CompareConfig", "compare", "main", "plot_samples"]
 
@@ -73,7 +74,7 @@ class CompareConfig(GANConfig):
         super().__post_init__()
         self.hidden_weight = given
         if unknown := sorted(set(comma_separated(self.models)) - set(MODELS)):
-            raise ValueError(f"expected --models of {', '.join(MODELS)}, got {', '.join(unknown)}")
+            raise UserError(f"expected --models of {', '.join(MODELS)}, got {', '.join(unknown)}")
 
 
 def compare(config: CompareConfig) -> str:
@@ -87,13 +88,19 @@ def compare(config: CompareConfig) -> str:
         name: GANConfig(**{**settings, **MODELS[name]}) for name in comma_separated(config.models)
     }
     seeds = [int(seed) for seed in comma_separated(config.seeds)]
-    device = make_accelerator(config).device
+    device = make_accelerator(config.device, config.amp).device
     scorer = build_scorer(next(iter(methods.values())), device)
 
     def train_and_score(run: GANConfig) -> dict[str, Any]:
         return {**train(run, scorer), **final_scores(run, scorer)}
 
-    comparison = compare_runs(train_and_score, methods, seeds, config.output)
+    comparison = compare_runs(
+        train_and_score,
+        methods,
+        seeds,
+        config.output,
+        check=lambda run: prepare(run, make_accelerator(run.device, run.amp), scorer),
+    )
     table = write_table(comparison, COLUMNS, config.output)
     plot_samples(comparison, config.output / "samples.png")
     plot_curves(comparison, PANELS, config.output / "curves.png")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig
 from mhe_core.training.naming import own_name
 
@@ -37,7 +38,7 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         """Raise a ValueError for a setting out of range."""
         if self.num_samples < 10:
-            raise ValueError(f"expected --num-samples at least 10, got {self.num_samples}")
+            raise UserError(f"expected --num-samples at least 10, got {self.num_samples}")
 
 
 @dataclass(kw_only=True)
@@ -98,13 +99,13 @@ class GANConfig(TrainingConfig, ScoreConfig):
         for name in ("n_dis", "penalty_every", "sample_every", "score_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"expected --{name.replace('_', '-')} at least 1, got {value}")
+                raise UserError(f"expected --{name.replace('_', '-')} at least 1, got {value}")
         for name in ("ema", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 got = getattr(self, name)
-                raise ValueError(f"expected --{name} at least 0 and below 1, got {got}")
+                raise UserError(f"expected --{name} at least 0 and below 1, got {got}")
         if self.generator_weight < 0:
-            raise ValueError(f"expected --generator-weight at least 0, got {self.generator_weight}")
+            raise UserError(f"expected --generator-weight at least 0, got {self.generator_weight}")
 
     def total_steps(self, num_images: int) -> int:
         """Generator steps: --steps, or --epochs of the discriminator's images."""

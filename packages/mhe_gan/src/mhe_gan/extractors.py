@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import torch
+from mhe_core.errors import UserError
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -40,14 +41,14 @@ def load_extractor(run: Path | str | None = None, weights: Path | None = None) -
     Raises:
         FileNotFoundError: if ``run`` or ``weights`` does not exist.
         ConnectionError: if the weights can't be downloaded; says how to give the file.
-        ImportError: if no installed package reads a classifier's run.
+        UserError: if no installed package reads a classifier's run.
         ValueError: if the file does not hold those weights.
     """
     name = INCEPTION if run is None else str(run)
     if name in (INCEPTION, *SHORT_NAMES, *FIDELITY_NAMES):
         return load_inception(weights) if name == INCEPTION else load_other(name, weights)
     if weights is not None:
-        raise ValueError("expected --feature-extractor or --weights, got both")
+        raise UserError("expected --feature-extractor or --weights, got both")
     installed = {entry.name: entry for entry in entry_points(group=GROUP)}
     entry_name, _, argument = name.partition(":")
     if entry_name in installed:
@@ -80,7 +81,7 @@ def load_inception(weights: Path | None) -> nn.Module:
             feature_extractor_weights_path=None if weights is None else str(weights),
         )
     except RuntimeError as error:
-        raise ValueError(f"{weights} are not torch-fidelity's InceptionV3: {error}") from error
+        raise UserError(f"{weights} are not torch-fidelity's InceptionV3: {error}") from error
     except OSError as error:  # urllib's errors are OSErrors
         raise ConnectionError(
             f"cannot download Inception's weights ({error}): give the file of torch-fidelity, "
@@ -95,7 +96,7 @@ def load_classifier(run: Path) -> nn.Module:
         raise FileNotFoundError(f"expected the run directory of a classifier, found none at {run}")
     found = {entry.value: entry for entry in entry_points(group=GROUP)}
     if len(found) != 1:
-        raise ImportError(
+        raise UserError(
             f"expected one installed package to read classifiers (an entry point in {GROUP}), got "
             f"{len(found)} ({', '.join(found) or 'pip install mhe-classification'})"
         )
@@ -118,7 +119,7 @@ class FeaturesAlone(nn.Module):
 def load_other(name: str, weights: Path | None) -> nn.Module:
     """torch-fidelity's DINOv2 or CLIP."""
     if weights is not None:
-        raise ValueError(
+        raise UserError(
             f"expected --weights with inception only, got {name}, whose weights torch.hub keeps in "
             f"{torch.hub.get_dir()}: they come as programs, not as tensors"
         )
@@ -140,4 +141,4 @@ def check_weights(weights: Path) -> None:
     try:
         torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{weights} does not hold tensors only: {error}") from error
+        raise UserError(f"{weights} does not hold tensors only: {error}") from error

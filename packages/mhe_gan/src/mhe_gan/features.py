@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mhe_core.errors import UserError
 from torch import Tensor, nn
 
 __all__ = ["FeatureSet", "StatisticsError", "extract"]
 
 
-class StatisticsError(ValueError):
+class StatisticsError(UserError):
     """A file of statistics that can't be used; the message says why."""
 
 
@@ -154,6 +155,6 @@ def extract(
         found = (found,) if isinstance(found, Tensor) else found
         parts.append([x.float().cpu() for x in found[:2]])
     if not parts:
-        raise ValueError("expected images to extract features from, got none")
+        raise UserError("expected images to extract features from, got none")
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     return FeatureSet(columns[0], columns[1] if columns[1:] else None, extractor=name)

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import Literal
 
 import torch
+from mhe_core.errors import UserError
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
@@ -187,10 +188,10 @@ def find_metrics(names: Sequence[str]) -> list[Metric]:
             continue
         if name not in installed:
             known_names = ", ".join([*METRICS, *sorted(installed)])
-            raise ValueError(f"expected metrics of {known_names}, got {name!r}")
+            raise UserError(f"expected metrics of {known_names}, got {name!r}")
         metric = installed[name].load()
         if not isinstance(metric, Metric):
-            raise ValueError(
+            raise UserError(
                 f"expected {installed[name].value} to be a mhe_gan.metrics.Metric, "
                 f"got {type(metric).__name__}"
             )

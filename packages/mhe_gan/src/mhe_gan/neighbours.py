@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from mhe_core.errors import UserError
 from torch import Tensor
 
 __all__ = ["coverage", "density", "precision", "recall"]
@@ -75,7 +76,7 @@ def radii(features: Tensor, k: int) -> Tensor:
         ValueError: if there are not more than k images.
     """
     if len(features) <= k:
-        raise ValueError(f"expected more than {k} images for {k} neighbours, got {len(features)}")
+        raise UserError(f"expected more than {k} images for {k} neighbours, got {len(features)}")
     parts = features.split(block_rows(features))
     return torch.cat([torch.cdist(x, features).kthvalue(k + 1).values for x in parts])
 

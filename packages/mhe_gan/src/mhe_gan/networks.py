@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from mhe_core.errors import UserError
 from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.nn.utils.parametrizations import spectral_norm
@@ -289,11 +290,11 @@ def create_networks(
         torch.Size([4])
     """
     if name not in NETWORKS:
-        raise ValueError(f"expected the model to be one of {sorted(NETWORKS)}, got {name!r}")
+        raise UserError(f"expected the model to be one of {sorted(NETWORKS)}, got {name!r}")
     if image_size not in IMAGE_SIZES:
-        raise ValueError(f"expected an image size of {IMAGE_SIZES}, got {image_size}")
+        raise UserError(f"expected an image size of {IMAGE_SIZES}, got {image_size}")
     if width <= 0:
-        raise ValueError(f"expected a positive width, got {width}")
+        raise UserError(f"expected a positive width, got {width}")
     pair = NETWORKS[name]
     generator = pair.generator(width, image_size)
     discriminator = pair.discriminator(width, image_size)

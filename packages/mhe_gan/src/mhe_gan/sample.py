@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from mhe_core.errors import UserError
 from mhe_core.training.checkpoint import load_checkpoint
 from mhe_core.training.command import parse, run_command
+from mhe_core.training.files import replacing
 from mhe_core.training.loop import restore_state
-from mhe_core.training.run import read_config
+from mhe_core.training.processes import resolve_device
+from mhe_core.training.run import saved_config
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -49,7 +50,7 @@ class SampleConfig:
         checkpoint: last, best, or another file in the run's checkpoints.
         average: use the moving average of the generator's weights, if the run has one.
         batch_size: images at a time.
-        device: auto or cpu.
+        device: auto, cpu, cuda, cuda:1, ….
     """
 
     run: Path
@@ -65,11 +66,11 @@ class SampleConfig:
     def __post_init__(self) -> None:
         """Raise a ValueError for a setting out of range."""
         if self.num < 1 or self.batch_size < 1:
-            raise ValueError(
+            raise UserError(
                 f"expected --num and --batch-size above 0, got {self.num} and {self.batch_size}"
             )
         if self.interpolate == 1 or self.interpolate < 0:
-            raise ValueError(f"expected --interpolate 0 or at least 2, got {self.interpolate}")
+            raise UserError(f"expected --interpolate 0 or at least 2, got {self.interpolate}")
 
 
 def load_generator(
@@ -81,7 +82,7 @@ def load_generator(
         RunError: if ``run`` is not a run directory.
         CheckpointError: if the checkpoint is damaged or does not fit.
     """
-    config = GANConfig(**{**read_config(run), "output": Path(run)})
+    config = saved_config(GANConfig, run)
     file = Path(run) / "checkpoints" / checkpoint
     content = load_checkpoint(file)
     generator, _ = create_networks(
@@ -140,16 +141,14 @@ def save_grid(pixels: Tensor, file: Path, columns: int = 8) -> None:
 
 def save_image(pixels: Tensor, file: Path) -> None:
     """Write one uint8 image [3, h, w] as PNG under a temporary name, then rename it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.writing")
-    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(temporary, format="PNG")
-    os.replace(temporary, file)
+    with replacing(file, "wb") as stream:
+        Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(stream, format="PNG")
 
 
 def sample(config: SampleConfig) -> None:
     """Write a grid, or single images ``000000.png``, …."""
     generator, _, _ = load_generator(config.run, config.checkpoint, config.average)
-    generator.to(Accelerator(cpu=config.device == "cpu").device)
+    generator.to(resolve_device(config.device))
     columns = config.interpolate or min(config.num, round(config.num**0.5))
     if config.interpolate:
         noise = interpolated_noise(config.num, config.interpolate, config.seed)

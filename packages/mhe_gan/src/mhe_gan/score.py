@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from mhe_core.errors import UserError
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.compare import comma_separated
 from torch import nn
@@ -68,9 +69,9 @@ class ScoreCommandConfig:
     def __post_init__(self) -> None:
         """Raise a ValueError for a setting out of range."""
         if self.num_samples is not None and self.num_samples < 2:
-            raise ValueError(f"expected --num-samples at least 2, got {self.num_samples}")
+            raise UserError(f"expected --num-samples at least 2, got {self.num_samples}")
         if self.batch_size < 1 or self.resamples < 0:
-            raise ValueError(
+            raise UserError(
                 "expected --batch-size at least 1 and --resamples at least 0, got "
                 f"{self.batch_size} and {self.resamples}"
             )
@@ -163,10 +164,10 @@ def score(config: ScoreCommandConfig) -> Report:
         elif config.metrics is None:
             notes.append(f"no {metric.name}: {why}")
         else:
-            raise ValueError(f"cannot measure {metric.name}: {why}")
+            raise UserError(f"cannot measure {metric.name}: {why}")
     if config.unbiased:
         if theirs is None:
-            raise ValueError("expected --reference with --unbiased, got none")
+            raise UserError("expected --reference with --unbiased, got none")
         scores["fid_unbiased"] = unbiased(ours.features, real, scores.get("fid"), config.seed)
     return Report(
         scores=scores,
@@ -183,7 +184,7 @@ def check_numbers(opened: Sequence[ImageSource | FeatureSet], config: ScoreComma
     if config.unequal or len(set(counts)) < 2:
         return
     fewest = min(count for count in counts if count is not None)
-    raise ValueError(
+    raise UserError(
         f"expected equally many images on both sides, got {' and '.join(map(shown, counts))}, and "
         f"FID, KID, recall and coverage change with the number: take --num-samples {fewest} of "
         "each, or compare them as they are with --unequal"
@@ -200,7 +201,7 @@ def read(
     name = describe_extractor(config.feature_extractor)
     if isinstance(source, FeatureSet):
         if source.extractor not in (None, name):
-            raise ValueError(
+            raise UserError(
                 f"expected statistics of {name}, got those of {source.extractor}: give it as "
                 "--feature-extractor"
             )
@@ -225,7 +226,7 @@ def warnings(ours: Side, theirs: Side | None) -> list[str]:
     if theirs is not None:
         if ours.features.dim != theirs.features.dim:
             dims = f"{ours.features.dim} and {theirs.features.dim}"
-            raise ValueError(f"expected features of one dimension on both sides, got {dims}")
+            raise UserError(f"expected features of one dimension on both sides, got {dims}")
         if ours.appearance is not None and theirs.appearance is not None:
             notes += unlike(ours.appearance, theirs.appearance)
     return notes

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from mhe_core.errors import UserError
 from torch import Tensor, nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -50,7 +51,7 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
         1.0
     """
     if logits.ndim != 2 or not 1 <= splits <= len(logits):
-        raise ValueError(
+        raise UserError(
             f"expected logits [N, C] with N at least the {splits} splits, got {list(logits.shape)}"
         )
     N = len(logits)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from mhe_core.training.batches import whole_set
 from mhe_core.training.command import parse, run_command
-from mhe_core.training.run import read_config, write_atomically
+from mhe_core.training.files import write_atomically
+from mhe_core.training.processes import make_accelerator
+from mhe_core.training.run import saved_config
 
 from mhe_gan.config import GANConfig, ScoreConfig
 from mhe_gan.data import load_split
@@ -32,7 +33,7 @@ class TestConfig(ScoreConfig):
         run: the run directory.
         seed: of the noise.
         average: use the moving average of the generator's weights, if the run has one.
-        device: auto or cpu.
+        device: auto, cpu, cuda, cuda:1, ….
     """
 
     __test__ = False  # not a test case
@@ -66,7 +67,7 @@ def test(config: TestConfig) -> dict[str, Any]:
     Returns:
         What :func:`score_run` returns.
     """
-    device = Accelerator(cpu=config.device == "cpu").device
+    device = make_accelerator(config.device).device
     return score_run(config, build_scorer(run_settings(config), device, config))
 
 
@@ -94,7 +95,7 @@ def score_run(config: TestConfig, scorer: Scorer) -> dict[str, Any]:
 
 def run_settings(config: TestConfig) -> GANConfig:
     """The settings that the run was started with."""
-    return GANConfig(**{**read_config(config.run), "output": Path(config.run)})
+    return saved_config(GANConfig, config.run)
 
 
 def described(config: TestConfig, scorer: Scorer) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from mhe_core import NetworkRegularizer, neuron_matrix
 from mhe_core.diagnostics.bounds import lower_bound
+from mhe_core.errors import users_request
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.images import ImageSet
 from mhe_core.training.loop import Batch, Loop, Stateful, TrainingDiverged, train_run
@@ -50,16 +51,17 @@ def train(config: GANConfig, scorer: Scorer | None = None) -> dict[str, Any]:
         RunError: if the directory holds another run.
         TrainingDiverged: if a loss is not finite, or the discriminator made no mistake for long.
     """
+    return train_run(
+        config, lambda accelerator, run: prepare(config, accelerator, scorer).loop(run)
+    )
+
+
+def prepare(config: GANConfig, accelerator: Accelerator, scorer: Scorer | None = None) -> Trainer:
+    """The run's images, its scorer if it asks for scores, and what is to be trained."""
     images = load_split(config, "train")
-
-    def prepare(accelerator: Accelerator, run: Run) -> Loop:
-        scores_here = config.score_every is not None and accelerator.is_main_process
-        if scores_here and scorer is None:
-            own = build_scorer(config, accelerator.device)
-            return Trainer(config, images, accelerator, own).loop(run)
-        return Trainer(config, images, accelerator, scorer).loop(run)
-
-    return train_run(config, prepare)
+    if scorer is None and config.score_every is not None and accelerator.is_main_process:
+        scorer = build_scorer(config, accelerator.device)
+    return Trainer(config, images, accelerator, scorer)
 
 
 class Trainer:
@@ -119,14 +121,15 @@ class Trainer:
         """
         if self.config.regularizer == "none" or weight == 0:
             return None
-        return NetworkRegularizer(
-            network,
-            hidden=self.config.regularizer,
-            output=None,
-            hidden_weight=weight,
-            hidden_options=self.config.energy_options(),
-            output_layer=without,
-        ).to(self.accelerator.device)
+        with users_request(f"--regularizer {self.config.regularizer}"):
+            return NetworkRegularizer(
+                network,
+                hidden=self.config.regularizer,
+                output=None,
+                hidden_weight=weight,
+                hidden_options=self.config.energy_options(),
+                output_layer=without,
+            ).to(self.accelerator.device)
 
     def loop(self, run: Run) -> Loop:
         """The steps of this run, over its training images."""
@@ -149,11 +152,12 @@ class Trainer:
             batch_size=config.batch_size * config.n_dis,
             train_step=self.step,
             state={name: part for name, part in parts.items() if part is not None},
-            evaluate=self.evaluate,
-            evaluate_every=config.log_every,
+            figures=self.figures,
+            evaluate=self.scores if config.score_every is not None else None,
+            evaluate_every=config.score_every,
             best="selection" if config.score_every is not None else None,
             facts={"image_size": self.images.size[0]},
-            sample=lambda taken: self.after_step(run, taken),
+            after_step=lambda taken: self.after_step(run, taken),
         )
 
     def step(self, step: int, batch: Batch) -> dict[str, Tensor | float]:
@@ -221,22 +225,18 @@ class Trainer:
         return every * regularizer()
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """The discriminator's energy and singular values; the scores of samples where due."""
+    def figures(self) -> dict[str, float]:
+        """The discriminator's energy and singular values."""
         singular = {k: float(v) for k, v in singular_values(self.discriminator).items()}
         energy = float(self.energy())
-        figures = {
+        return {
             "discriminator_energy": energy,
             "discriminator_above_floor": energy - self.floor,
             "largest_singular_value": max(singular.values()),
             **{f"singular_value.{name}": value for name, value in singular.items()},
         }
-        every = self.config.score_every
-        if every is not None and (self.taken % every == 0 or self.taken == self.steps):
-            figures.update(self._scores())
-        return figures
 
-    def _scores(self) -> dict[str, float]:
+    def scores(self) -> dict[str, float]:
         """Scores of the main process's samples; ``selection`` is lower where they are better."""
         scores: list[dict[str, float]] = [{}]
         if self.scorer is not None:
@@ -257,7 +257,8 @@ class Trainer:
         """Draw the grid of samples, and stop where the discriminator has nothing left to learn.
 
         A state that is not yet a whole checkpoint interval without a mistake is saved; so either
-        the last checkpoint or the one before it is from before the first such step.
+        the last checkpoint or the one before it is from before the first such step. Scores bring
+        checkpoints of their own between these; the best one is then from before.
         """
         config = self.config
         if run.main and (taken % config.sample_every == 0 or taken == self.steps):

@@ -7,7 +7,6 @@ job goes on where it stopped; OUTPUT/align.json counts and names them at the end
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
+from mhe_core.errors import UserError
 from mhe_core.training.command import parse, run_command
+from mhe_core.training.files import replacing, write_atomically
 from mhe_core.training.images import NOT_IMAGES, DataError, find_images, read_image
-from mhe_core.training.run import write_atomically
+from mhe_core.training.processes import resolve_device
 from PIL import Image, ImageDraw, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -68,7 +68,7 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         if self.workers < 0:
-            raise ValueError(f"expected --workers at least 0, got {self.workers}")
+            raise UserError(f"expected --workers at least 0, got {self.workers}")
 
 
 def align(config: AlignConfig) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def align(config: AlignConfig) -> dict[str, Any]:
     records = read_journal(journal, settings)
     todo = [name for name in names if not finished(records.get(name), config.output)]
 
-    device = the_device(config.device)
+    device = str(resolve_device(config.device))
     loader = DataLoader(
         Photographs(todo, config, device),
         batch_size=None,
@@ -123,7 +123,7 @@ def find_photographs(config: AlignConfig) -> tuple[list[str], dict[str, list[str
     if not root.is_dir():
         raise FileNotFoundError(f"expected a folder of photographs at {root}, found none")
     if config.output.resolve().is_relative_to(root.resolve()):
-        raise ValueError(
+        raise UserError(
             f"expected --output outside of {root}, got {config.output}, "
             "where its faces would be taken for photographs"
         )
@@ -134,7 +134,7 @@ def find_photographs(config: AlignConfig) -> tuple[list[str], dict[str, list[str
         raise FileNotFoundError(f"expected images in {root}, found none ({remarks})")
     places = Counter(output_name(name) for name in names)
     if clashes := [name for name in names if places[output_name(name)] > 1]:
-        raise ValueError(f"expected different names for {', '.join(clashes)}: rename all but one")
+        raise UserError(f"expected different names for {', '.join(clashes)}: rename all but one")
     left_out = {
         why: [str(path.relative_to(root)) for path in paths]
         for why, paths in found.left_out.items()
@@ -166,7 +166,7 @@ def read_journal(journal: Path, settings: dict[str, str]) -> dict[str, Record]:
             records[record["image"]] = record
         elif record != settings:
             changes = [f"{k} {record.get(k)!r}, not {v!r}" for k, v in settings.items()]
-            raise ValueError(
+            raise UserError(
                 f"{journal.parent} was made with other settings ({', '.join(changes)}): "
                 "give another --output"
             )
@@ -218,13 +218,6 @@ class Photographs(Dataset):
         return record
 
 
-def the_device(name: str) -> str:
-    """The device that ``auto`` means here, or the named one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def as_it_is(record: Any) -> Any:
     """For DataLoader, which would make tensors of the numbers."""
     return record
@@ -232,10 +225,8 @@ def as_it_is(record: Any) -> Any:
 
 def write_image(image: Image.Image, file: Path) -> None:
     """Write under a temporary name and rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.writing")
-    image.save(temporary, "PNG" if file.suffix.lower() == ".png" else "JPEG", quality=95)
-    os.replace(temporary, file)
+    with replacing(file, "wb") as stream:
+        image.save(stream, "PNG" if file.suffix.lower() == ".png" else "JPEG", quality=95)
 
 
 def summarise(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 
 import timm
+from mhe_core.errors import UserError
 from torch import Tensor, nn
 
 __all__ = ["SFNet", "create_backbone"]
@@ -57,7 +58,7 @@ class SFNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth not in BLOCKS:
-            raise ValueError(f"expected depth to be one of {tuple(BLOCKS)}, got {depth}")
+            raise UserError(f"expected depth to be one of {tuple(BLOCKS)}, got {depth}")
         layers: list[nn.Module] = []
         before = 3
         for published, blocks in zip(CHANNELS, BLOCKS[depth], strict=True):
@@ -143,11 +144,11 @@ def create_backbone(
     if name != INCEPTION and not timm.is_model(name):
         names = [*SFNETS, INCEPTION, *timm.list_models()]
         near = difflib.get_close_matches(name, names) or list(SFNETS)
-        raise ValueError(
+        raise UserError(
             f"expected a backbone such as {', '.join(near)}, or a timm model, got {name!r}"
         )
     if width != 1:
-        raise ValueError(f"expected width 1 for {name}, which has no width factor, got {width}")
+        raise UserError(f"expected width 1 for {name}, which has no width factor, got {width}")
     if name == INCEPTION:
         from facenet_pytorch import InceptionResnetV1
 

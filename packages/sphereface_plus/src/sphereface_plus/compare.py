@@ -19,11 +19,12 @@ from mhe_core.training.compare import (
     values,
     write_table,
 )
+from mhe_core.training.files import write_atomically
 from mhe_core.training.plots import Panel, plot_curves
-from mhe_core.training.run import write_atomically
+from mhe_core.training.processes import make_accelerator
 
 from sphereface_plus.config import FaceConfig
-from sphereface_plus.train import train
+from sphereface_plus.train import prepare, train
 
 __all__ = ["CompareConfig", "compare", "main"]
 
@@ -74,7 +75,13 @@ def compare(config: CompareConfig) -> str:
         for name in regularizers
     }
     seeds = [int(seed) for seed in comma_separated(config.seeds)]
-    comparison = compare_runs(train, methods, seeds, config.output)
+    comparison = compare_runs(
+        train,
+        methods,
+        seeds,
+        config.output,
+        check=lambda run: prepare(run, make_accelerator(run.device, run.amp)),
+    )
     table = write_table(comparison, COLUMNS, config.output)
     if len(regularizers) > 1:
         differences = difference_table(comparison, margins, regularizers)

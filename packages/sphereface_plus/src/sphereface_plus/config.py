@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig
 
 from sphereface_plus.head import Annealing, check_margin
@@ -93,20 +94,20 @@ class FaceConfig(TrainingConfig):
         self.margin = check_margin(self.margin, self.variant)
         if self.mhe_weight is not None:
             if self.mhe_weight < 0:
-                raise ValueError(f"expected --mhe-weight at least 0, got {self.mhe_weight}")
+                raise UserError(f"expected --mhe-weight at least 0, got {self.mhe_weight}")
             self.output_weight = self.mhe_weight
         if self.flip is None:
             self.flip = self.data != "digits"
         for name in ("dim", "eval_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"expected --{name.replace('_', '-')} above 0, got {value}")
+                raise UserError(f"expected --{name.replace('_', '-')} above 0, got {value}")
         if self.warmup is None or not 0 <= self.warmup < 1:
-            raise ValueError(f"expected --warmup at least 0 and below 1, got {self.warmup}")
+            raise UserError(f"expected --warmup at least 0 and below 1, got {self.warmup}")
         if self.shard_classes and self.amp == "fp16":
-            raise ValueError("--shard-classes goes with --amp no or bf16, got fp16")
+            raise UserError("--shard-classes goes with --amp no or bf16, got fp16")
         if (self.test_data is None) != (self.pairs is None):
-            raise ValueError("expected --test-data and --pairs together, got one of them")
+            raise UserError("expected --test-data and --pairs together, got one of them")
         self.size  # noqa: B018  a malformed --image-size is named here
 
     @property
@@ -116,7 +117,7 @@ class FaceConfig(TrainingConfig):
             return None
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", self.image_size)
         if match is None:
-            raise ValueError(f"expected --image-size such as 112x96, got {self.image_size!r}")
+            raise UserError(f"expected --image-size such as 112x96, got {self.image_size!r}")
         return int(match[1]), int(match[2])
 
     def head_options(self) -> dict[str, Any]:

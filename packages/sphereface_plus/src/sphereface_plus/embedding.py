@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from mhe_core.errors import UserError
 from mhe_core.training.augment import normalize
 from mhe_core.training.batches import whole_set
 from mhe_core.training.checkpoint import load_checkpoint
 from mhe_core.training.images import ImageSet
 from mhe_core.training.loop import restore_state
-from mhe_core.training.run import read_config
+from mhe_core.training.run import saved_config
 from torch import Tensor, nn
 
 from sphereface_plus.backbones import create_backbone
@@ -67,7 +68,7 @@ def load_run(run: Path, checkpoint: str = "best") -> tuple[FaceModel, FaceConfig
         RunError: if ``run`` is not a run directory.
         CheckpointError: if the checkpoint is damaged or does not fit.
     """
-    config = FaceConfig(**{**read_config(run), "output": Path(run)})
+    config = saved_config(FaceConfig, run)
     content = load_checkpoint(Path(run) / "checkpoints" / checkpoint)
     facts = content["facts"]
     model = FaceModel(config, len(facts["classes"]), tuple(facts["image_size"]))
@@ -90,7 +91,7 @@ def load_embedder(name: str, weights: Path | None = None) -> nn.Module:
     from facenet_pytorch import InceptionResnetV1
 
     if name not in EMBEDDERS:
-        raise ValueError(f"expected an embedder of {tuple(EMBEDDERS)}, got {name!r}")
+        raise UserError(f"expected an embedder of {tuple(EMBEDDERS)}, got {name!r}")
     if weights is None:
         return InceptionResnetV1(pretrained=EMBEDDERS[name]).eval()
     state = torch.load(weights, map_location="cpu", weights_only=True)
@@ -100,7 +101,7 @@ def load_embedder(name: str, weights: Path | None = None) -> nn.Module:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:  # whose text lists hundreds of names
-        raise ValueError(f"expected {weights} to fit InceptionResnetV1, it does not") from error
+        raise UserError(f"expected {weights} to fit InceptionResnetV1, it does not") from error
     return network.eval()
 
 

@@ -23,6 +23,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from mhe_core.errors import UserError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -66,7 +67,7 @@ class Annealing:
     def __post_init__(self) -> None:
         for name in ("base", "gamma", "power", "minimum"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(
+                raise UserError(
                     f"expected the annealing's {name} as a finite number ≥ 0, "
                     f"got {getattr(self, name)}"
                 )
@@ -157,12 +158,12 @@ class SphereFaceHead(nn.Module):
         super().__init__()
         for name, value in (("dim", dim), ("num_classes", num_classes)):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"expected {name} as a positive integer, got {value!r}")
+                raise UserError(f"expected {name} as a positive integer, got {value!r}")
         self.dim, self.num_classes = dim, num_classes
         self.m = check_margin(m, variant)
         self.variant = variant
         if not 0 < scale < math.inf:
-            raise ValueError(f"expected scale as a positive number, got {scale!r}")
+            raise UserError(f"expected scale as a positive number, got {scale!r}")
         self.scale = scale
         self.annealing = annealing or Annealing()
         self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(num_classes, dim)))
@@ -242,14 +243,14 @@ class SphereFaceHead(nn.Module):
 def check_margin(m: float | None, variant: str) -> float:
     """The margin, or the variant's published one; a ValueError if it makes no sense."""
     if variant not in MARGINS:
-        raise ValueError(f"expected variant to be one of {tuple(MARGINS)}, got {variant!r}")
+        raise UserError(f"expected variant to be one of {tuple(MARGINS)}, got {variant!r}")
     if m is None:
         return MARGINS[variant]
     low, high = RANGES[variant]
     if isinstance(m, bool) or not isinstance(m, (int, float)) or not low <= m <= high:
-        raise ValueError(f"expected the margin m of {variant} in [{low}, {high:.4g}], got {m!r}")
+        raise UserError(f"expected the margin m of {variant} in [{low}, {high:.4g}], got {m!r}")
     if math.isinf(m) or (variant == "a_softmax" and not float(m).is_integer()):
-        raise ValueError(f"expected the margin m of {variant} as a whole number, got {m!r}")
+        raise UserError(f"expected the margin m of {variant} as a whole number, got {m!r}")
     return m
 
 

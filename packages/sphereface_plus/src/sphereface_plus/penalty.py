@@ -12,6 +12,7 @@ from mhe_core import (
     create_regularizer,
     sharded_hyperspherical_energy,
 )
+from mhe_core.errors import UserError
 from mhe_core.training.naming import own_name
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ def anchored_regularizer(name: str, config: FaceConfig, head: nn.Module) -> nn.M
     num_classes, dim = head.get_parameter("weight").shape
     regularizer = create_regularizer(name, num_classes, dim, **config.regularizer_options)
     if "anchors" not in inspect.signature(regularizer.forward).parameters:
-        raise ValueError(f"--anchors batch: the regularizer {name} has no anchors")
+        raise UserError(f"--anchors batch: the regularizer {name} has no anchors")
     return regularizer
 
 
@@ -89,7 +90,7 @@ def sharded_energy(
     """The exact energy of the class vectors of all processes, given this one's."""
     own = own_name(name)
     if own not in ("mhe", "half_mhe") or config.anchors == "batch":
-        raise ValueError(
+        raise UserError(
             "--shard-classes goes with --regularizer mhe, half_mhe or none and --anchors all, "
             f"got {name} and {config.anchors}"
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from mhe_core.errors import UserError
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
@@ -44,12 +45,12 @@ class ShardedSphereFaceHead(SphereFaceHead):
 
     def __init__(self, dim: int, num_classes: int, **options: Any) -> None:
         if not (dist.is_available() and dist.is_initialized()):
-            raise ValueError("expected several processes (torchrun, accelerate launch), got one")
+            raise UserError("expected several processes (torchrun, accelerate launch), got one")
         share = -(-num_classes // dist.get_world_size())
         self.start = dist.get_rank() * share
         own = min(share, num_classes - self.start)
         if num_classes <= share * (dist.get_world_size() - 1):
-            raise ValueError(
+            raise UserError(
                 f"expected classes for each of {dist.get_world_size()} processes, "
                 f"{share} or fewer each, got {num_classes}"
             )

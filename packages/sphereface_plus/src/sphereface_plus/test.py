@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mhe_core.errors import UserError
 from mhe_core.training.command import parse, run_command
-from mhe_core.training.config import TrainingConfig
-from mhe_core.training.loop import make_accelerator
-from mhe_core.training.run import write_atomically
+from mhe_core.training.files import write_atomically
+from mhe_core.training.processes import make_accelerator
 from torch import nn
 
 from sphereface_plus.align import AlignConfig, align
@@ -70,15 +70,15 @@ class TestConfig:
     def __post_init__(self) -> None:
         """Check that the settings fit each other."""
         if (self.run is None) == (self.embedder is None):
-            raise ValueError("expected either a run directory or --embedder")
+            raise UserError("expected either a run directory or --embedder")
         if self.output is None:
             if self.run is None:
-                raise ValueError("expected --output for the report")
+                raise UserError("expected --output for the report")
             self.output = Path(self.run) / "test"
         if (self.images is None) != (self.pairs is None):
-            raise ValueError("expected --images and --pairs together, got one of them")
+            raise UserError("expected --images and --pairs together, got one of them")
         if self.batch_size < 1:
-            raise ValueError(f"expected --batch-size above 0, got {self.batch_size}")
+            raise UserError(f"expected --batch-size above 0, got {self.batch_size}")
 
 
 def test(config: TestConfig) -> dict[str, Any]:
@@ -95,9 +95,7 @@ def test(config: TestConfig) -> dict[str, Any]:
     output = Path(config.output or "")
     backbone, size, on_digits = load_backbone(config)
     pairs = test_pairs(config, output, size, on_digits)
-    accelerator = make_accelerator(
-        TrainingConfig(output=output, device=config.device, amp=config.amp)
-    )
+    accelerator = make_accelerator(config.device, config.amp)
     found = verify(
         backbone.to(accelerator.device),
         pairs,
@@ -131,7 +129,7 @@ def test_pairs(config: TestConfig, output: Path, size: tuple[int, int], on_digit
     if config.images is None or config.pairs is None:
         if on_digits:
             return digits(size)[1]
-        raise ValueError("expected --images and --pairs")
+        raise UserError("expected --images and --pairs")
     listed = read_pairs(config.pairs)  # before a long alignment
     images = config.images
     if config.align:

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from mhe_core import hyperspherical_energy, sharded_hyperspherical_energy
 from mhe_core.diagnostics import angle_statistics
+from mhe_core.errors import users_request
 from mhe_core.training.augment import normalize, random_flip
 from mhe_core.training.checkpoint import CheckpointError, load_checkpoint
 from mhe_core.training.command import parse, run_command
@@ -49,8 +50,12 @@ def train(config: FaceConfig) -> dict[str, Any]:
         RunError: if the directory holds another run.
         TrainingDiverged: if the loss is not finite.
     """
-    data = load_faces(config)
-    return train_run(config, lambda accelerator, run: Trainer(config, data, accelerator).loop(run))
+    return train_run(config, lambda accelerator, run: prepare(config, accelerator).loop(run))
+
+
+def prepare(config: FaceConfig, accelerator: Accelerator) -> Trainer:
+    """The run's images, and what is to be trained on them."""
+    return Trainer(config, load_faces(config), accelerator)
 
 
 class Trainer:
@@ -66,15 +71,17 @@ class Trainer:
         if config.init is not None:
             start_from(config.init, self.model, data.train.classes)
         self.model.to(accelerator.device)
-        self.penalty = Penalty(config, self.model).to(accelerator.device)
-        optimizer = create_optimizer_v2(
-            self.model,
-            opt=config.optimizer,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            filter_bias_and_bn=False,
-        )
+        with users_request(f"--regularizer {config.regularizer}"):
+            self.penalty = Penalty(config, self.model).to(accelerator.device)
+        with users_request(f"--optimizer {config.optimizer}"):
+            optimizer = create_optimizer_v2(
+                self.model,
+                opt=config.optimizer,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                filter_bias_and_bn=False,
+            )
         self.backbone, self.optimizer = accelerator.prepare(self.model.backbone, optimizer)
         self.loss_context: Callable[[], AbstractContextManager] = contextlib.nullcontext
         if isinstance(self.model.head, ShardedSphereFaceHead):

@@ -16,6 +16,7 @@ from torch import nn
 from mhe_core.diagnostics import NEAR_DUPLICATE, LayerReport, inspect
 from mhe_core.diagnostics.weights import load_state_dict
 from mhe_core.energy.potential import DISTANCES
+from mhe_core.errors import UserError, users_request
 
 __all__ = ["add_inspect", "layer_table", "load"]
 
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
     base = load(arguments.base) if arguments.base else None
     network = load(arguments.model, pretrained=arguments.pretrained, key=arguments.key, base=base)
     options = {"half_space": arguments.half_space, "distance": arguments.distance}
-    layers = inspect(network, s=arguments.s, near=math.radians(arguments.near), **options)
+    with users_request(f"cannot inspect {arguments.model}"):
+        layers = inspect(network, s=arguments.s, near=math.radians(arguments.near), **options)
     if arguments.plot:
         from mhe_core.diagnostics.plot import plot_angles
 
@@ -103,10 +105,10 @@ def load(
     """
     if not Path(name).exists() and not name.endswith(WEIGHTS_SUFFIXES):
         if key is not None:
-            raise ValueError(f"expected a weights file with --key, got the model name {name!r}")
+            raise UserError(f"expected a weights file with --key, got the model name {name!r}")
         return timm_model(name, pretrained)
     if pretrained:
-        raise ValueError(f"expected a timm model name with --pretrained, got the file {name}")
+        raise UserError(f"expected a timm model name with --pretrained, got the file {name}")
     base = base.state_dict() if isinstance(base, nn.Module) else base
     return load_state_dict(name, key, base=base)
 
@@ -116,17 +118,17 @@ def timm_model(name: str, pretrained: bool) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{name!r} is no file, and models by name need timm: pip install 'mhe-core[timm]'"
         ) from error
     if ":" not in name and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"expected a weights file or a timm model name, got {name!r}{hint}")
+        raise UserError(f"expected a weights file or a timm model name, got {name!r}{hint}")
     try:
         return timm.create_model(name, pretrained=pretrained).eval()
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"timm cannot make {name!r}: {error}") from error
+        raise UserError(f"timm cannot make {name!r}: {error}") from error
 
 
 def layer_table(layers: Sequence[LayerReport]) -> str:

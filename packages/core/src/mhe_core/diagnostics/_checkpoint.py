@@ -6,12 +6,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from torch import Tensor
 
+from mhe_core.errors import UserError
+
 __all__ = ["Checkpoint", "WeightsFileError", "without_wrappers"]
 
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
-class WeightsFileError(ValueError):
+class WeightsFileError(UserError):
     """The file cannot be read as weights; the message says why."""
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mhe_core.diagnostics._checkpoint import Checkpoint
 from mhe_core.diagnostics.angles import angle_statistics
 from mhe_core.energy import hyperspherical_energy
+from mhe_core.errors import UserError
 from mhe_core.network import dense, named_weights
 
 __all__ = ["Comparison", "LayerDifference", "Unpaired", "compare_weights", "difference"]
@@ -126,9 +127,9 @@ def compare_weights(
         ValueError: if an option is out of range, or nothing can be compared.
     """
     if reduction not in ("mean", "sum"):
-        raise ValueError(f"expected reduction as 'mean' or 'sum', got {reduction!r}")
+        raise UserError(f"expected reduction as 'mean' or 'sum', got {reduction!r}")
     if max_rows is not None and max_rows < 2:
-        raise ValueError(f"expected max_rows as at least 2, got {max_rows}")
+        raise UserError(f"expected max_rows as at least 2, got {max_rows}")
     energy = partial(hyperspherical_energy, s=s, distance=distance, half_space=half_space)
     one, other = _readers(base), _readers(tuned)
     layers, other_shape = [], []
@@ -145,7 +146,7 @@ def compare_weights(
         scale = _pair_count(N, half_space) if reduction == "sum" else 1.0
         layers.append(_compared(name, N, before.rows, after.rows, energy, scale, half_space))
     if not layers:
-        raise ValueError("expected weights that both have in equal shapes, found none")
+        raise UserError("expected weights that both have in equal shapes, found none")
     rest = Unpaired(_only(one, other), _only(other, one), tuple(other_shape))
     return Comparison(tuple(layers), rest)
 

@@ -16,6 +16,7 @@ from mhe_core.diagnostics import (
     named_neurons,
     random_angle_density,
 )
+from mhe_core.errors import UserError
 
 __all__ = ["plot_angles"]
 
@@ -46,11 +47,11 @@ def plot_angles(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("plots need matplotlib: pip install 'mhe-core[plots]'") from error
+        raise UserError("plots need matplotlib: pip install 'mhe-core[plots]'") from error
     finite = [layer for layer in layers if not math.isnan(layer.energy)]
     worst = sorted(finite, key=lambda layer: -layer.excess)[:count]
     if not worst:
-        raise ValueError("expected a layer whose energy is a number, to draw its angles")
+        raise UserError("expected a layer whose energy is a number, to draw its angles")
     wanted = {layer.name for layer in worst}
     neurons = {name: x for name, x in named_neurons(model_or_state_dict) if name in wanted}
     columns = min(3, len(worst))

@@ -8,6 +8,7 @@ from typing import Any
 
 from mhe_core.diagnostics.difference import LayerDifference
 from mhe_core.diagnostics.summary import Total
+from mhe_core.errors import UserError
 
 __all__ = ["plot_changes", "plot_trajectory"]
 
@@ -66,7 +67,7 @@ def _figure(width: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("plots need matplotlib: pip install 'mhe-core[plots]'") from error
+        raise UserError("plots need matplotlib: pip install 'mhe-core[plots]'") from error
     figure = Figure(figsize=(width, 7.0), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -76,4 +77,4 @@ def _save(figure: Any, path: str | Path) -> None:
     try:
         figure.savefig(path)
     except ValueError as error:
-        raise ValueError(f"cannot write {path}: {error}") from error
+        raise UserError(f"cannot write {path}: {error}") from error

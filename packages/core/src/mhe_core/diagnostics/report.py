@@ -18,6 +18,7 @@ from mhe_core.diagnostics._checkpoint import Checkpoint
 from mhe_core.diagnostics.angles import NEAR_DUPLICATE, angle_statistics
 from mhe_core.diagnostics.bounds import lower_bound, random_energy
 from mhe_core.energy import hyperspherical_energy
+from mhe_core.errors import UserError
 from mhe_core.network import dense, named_weights
 
 __all__ = ["LayerReport", "inspect", "named_neurons"]
@@ -96,7 +97,7 @@ def inspect(
         [('0', 16, 8), ('1', 4, 16)]
     """
     if not 0 <= near <= math.pi:
-        raise ValueError(f"expected near as an angle from 0 to π, in radians, got {near}")
+        raise UserError(f"expected near as an angle from 0 to π, in radians, got {near}")
     reports = []
     for name, neurons in named_neurons(model_or_state_dict):
         *groups, N, d = neurons.shape
@@ -155,7 +156,7 @@ def named_neurons(
     if problems:
         warnings.warn(f"left out, as it cannot be read: {'; '.join(problems)}", stacklevel=2)
     if not found:
-        raise ValueError("expected a layer with at least two neurons, found none")
+        raise UserError("expected a layer with at least two neurons, found none")
 
 
 def model_layers(model: nn.Module) -> Iterator[tuple[str, Tensor | str]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from mhe_core.energy import hyperspherical_energy
 from mhe_core.energy.potential import Riesz
 from mhe_core.energy.rows import working_copy
+from mhe_core.registry import PluginError
 from mhe_core.regularizers import MHE, HalfSpaceMHE, Regularizer
 
-__all__ = ["Layer", "arguments", "layer_energies", "riesz_of"]
+__all__ = ["Layer", "arguments", "blamed", "layer_energies", "riesz_of"]
 
 # Up to so many multiplications for U·Uᵀ, a call costs more than a copy of the neurons.
 WORTH_BATCHING = 2**25
@@ -62,12 +64,28 @@ def riesz_of(regularizer: nn.Module) -> Riesz | None:
 
 def called(layer: Layer) -> Tensor:
     """What the regularizer returns for the layer's neurons."""
-    with torch.autocast(layer.neurons.device.type, enabled=False):
+    with torch.autocast(layer.neurons.device.type, enabled=False), blamed(layer):
         energies = [layer.regularizer(x) for x in arguments(layer, working_copy(layer.neurons))]
     if any(energy.ndim for energy in energies):
         got = [list(energy.shape) for energy in energies]
-        raise ValueError(f"expected a scalar as the energy of layer {layer.name!r}, got {got}")
+        raise PluginError(f"expected a scalar as the energy of layer {layer.name!r}, got {got}")
     return torch.stack(energies).mean()
+
+
+@contextmanager
+def blamed(layer: Layer) -> Iterator[None]:
+    """Name the layer, and the regularizer if it is a third party's, in what goes wrong with it."""
+    kind = type(layer.regularizer)
+    try:
+        yield
+    except Exception as error:
+        ours = kind.__module__.startswith("mhe_core.")
+        if ours or isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise PluginError(
+            f"the regularizer {kind.__module__}.{kind.__qualname__} fails on layer "
+            f"{layer.name!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def arguments(layer: Layer, neurons: Tensor) -> list[Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mhe_core.energy.rows import working_copy
-from mhe_core.network._batching import Layer, arguments, layer_energies
+from mhe_core.network._batching import Layer, arguments, blamed, layer_energies
 from mhe_core.network._processes import process, shared_energies, sum_over_processes
 from mhe_core.network._wrappers import unwrapped
 from mhe_core.network.neurons import weight_at
@@ -162,7 +162,7 @@ class NetworkRegularizer(nn.Module):
             if update is None:
                 continue
             neurons = layer.neurons.detach()
-            with torch.autocast(neurons.device.type, enabled=False):
+            with torch.autocast(neurons.device.type, enabled=False), blamed(layer):
                 for part in arguments(layer, working_copy(neurons)):
                     update(part, lr)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+
+from mhe_core.errors import UserError
+from mhe_core.training.files import keep_as, replacing
 
 __all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = "mhe-checkpoint-1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that is truncated, foreign, or does not fit; nothing was loaded."""
 
 
@@ -24,19 +26,38 @@ def save_checkpoint(file: Path, content: dict[str, Any], keep_previous: bool = F
         file: where to; a process killed at any moment leaves the old file or the new one.
         content: tensors and plain values, nested in dicts and lists.
         keep_previous: keep the file that is replaced as ``previous`` beside it.
+
+    Raises:
+        OSError: if it cannot be written, say because the disk is full; the old file stands.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.writing")
-    with temporary.open("wb") as stream:
-        torch.save({"format": FORMAT, **content}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    if keep_previous and file.exists():
-        link = file.with_name(".previous.writing")
-        link.unlink(missing_ok=True)
-        os.link(file, link)
-        os.replace(link, file.with_name("previous"))
-    os.replace(temporary, file)
+    with replacing(file, "wb") as stream:
+        _save({"format": FORMAT, **content}, stream)
+        stream.flush()  # a full disk is found before anything is replaced
+        if keep_previous and file.exists():
+            keep_as(file, file.with_name("previous"))
+
+
+def _save(content: dict[str, Any], stream: IO[bytes]) -> None:
+    """torch.save, which hides what the stream raises behind an error of its own."""
+    refused: list[OSError] = []
+
+    class Remembering:
+        def write(self, data: bytes) -> int:
+            try:
+                return stream.write(data)
+            except OSError as error:
+                refused.append(error)
+                raise
+
+        def flush(self) -> None:
+            stream.flush()
+
+    try:
+        torch.save(content, Remembering())  # type: ignore[arg-type]
+    except RuntimeError:
+        if refused:
+            raise OSError(refused[0].errno, refused[0].strerror, stream.name) from None
+        raise
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -12,9 +13,12 @@ from typing import Any, TypeVar
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from mhe_core.training.run import CONFIG_FILE
+from mhe_core.errors import USER_ERROR, exit_status
+from mhe_core.training.processes import end_processes
+from mhe_core.training.run import CONFIG_FILE, LENGTH, NOTES
+from mhe_core.training.stopping import TrainingInterrupted
 
-__all__ = ["dispatch", "parse"]
+__all__ = ["dispatch", "parse", "run_command"]
 
 C = TypeVar("C")
 
@@ -27,6 +31,8 @@ class _Parser(ArgumentParser):
         if kwargs.get("type") is bool:
             kwargs["action"] = ActionYesNo(no_prefix="no-")
             del kwargs["type"]
+        if dashed[0].removeprefix("--").replace("-", "_") in NOTES:
+            kwargs["help"] = argparse.SUPPRESS
         return super().add_argument(*dashed, **kwargs)
 
 
@@ -48,17 +54,29 @@ def parse(
     settings = parser.parse_args(arguments)
     if settings.get("resume") and (saved := Path(settings.output) / CONFIG_FILE).exists():
         parser = _parser(config_class, prog, positional)
-        settings = parser.parse_args(["--config", str(saved), *arguments])
-    del settings["config"]
+        taken_up = ["--config", str(saved), *_without_length(arguments)]
+        settings = parser.parse_args([*taken_up, *arguments])
+    del settings["config"], settings["traceback"]
     try:
         return config_class(**settings.as_dict())
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
+        if "--traceback" in arguments:
+            raise
         parser.error(str(error))
+
+
+def _without_length(arguments: Sequence[str]) -> list[str]:
+    """Flags that take away a saved run's length, where another is given."""
+    flags = [f"--{name}" for name in sorted(LENGTH)]
+    given = any(argument.split("=")[0] in flags for argument in arguments)
+    return [f"{flag}=null" for flag in flags] if given else []
 
 
 def _parser(config_class: type, prog: str, positional: Sequence[str]) -> _Parser:
     parser = _Parser(prog=prog, description=(config_class.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file with settings")
+    text = "show where an error comes from, in place of one line"
+    parser.add_argument("--traceback", action="store_true", help=text)
     parser.add_class_arguments(config_class, skip=set(positional))
     for name in positional:
         parser.add_argument(name, type=str)
@@ -82,7 +100,7 @@ def _spell_out_mappings(arguments: Sequence[str]) -> list[str]:
 
 
 def dispatch(prog: str, commands: Mapping[str, Callable[[Sequence[str]], object]]) -> int:
-    """Run ``prog COMMAND …`` and turn a user's error into one line and exit status 1.
+    """Run ``prog COMMAND …``; returns the exit status, see :func:`run_command`.
 
     Args:
         prog: the program's name.
@@ -95,21 +113,30 @@ def dispatch(prog: str, commands: Mapping[str, Callable[[Sequence[str]], object]
         if asked in ("-h", "--help"):
             return 0
         print(f"{prog}: expected a command, got {asked!r}", file=sys.stderr)
-        return 2
+        return USER_ERROR
     return run_command(f"{prog} {arguments[0]}", commands[arguments[0]], arguments[1:])
 
 
 def run_command(
     prog: str, command: Callable[[Sequence[str]], object], arguments: Sequence[str]
 ) -> int:
-    """Run one command; an error that the user can mend is printed without a traceback."""
+    """Run one command; an error that the user can mend is printed in one line.
+
+    Returns:
+        0, or 2 for a user's error, or 128 + the signal that stopped it. A bug is raised.
+    """
+    failed = True
     try:
+        traceback = "--traceback" in arguments
         with _log_on_stderr():
-            command(arguments)
-    except (OSError, ValueError, ImportError, FloatingPointError) as error:
-        print(f"{prog}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+            status = exit_status(prog, lambda: command(arguments), traceback=traceback)
+        failed = status != 0
+        return status
+    except TrainingInterrupted as stopped:
+        print(f"{prog}: {stopped}", file=sys.stderr)
+        return stopped.status
+    finally:
+        end_processes(failed=failed)
 
 
 @contextmanager

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy import stats
 
+from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig
+from mhe_core.training.files import write_atomically
 from mhe_core.training.loop import TrainingDiverged
-from mhe_core.training.run import write_atomically
+from mhe_core.training.run import Run, RunError
 
 __all__ = [
     "Column",
@@ -55,17 +57,26 @@ def compare_runs(
     methods: Mapping[str, C],
     seeds: Sequence[int],
     output: Path,
+    check: Callable[[C], object] | None = None,
 ) -> Comparison:
     """Train every method with every seed; complete runs are kept, others continued.
 
-    That a run diverges is a result, too, and does not keep the others from being trained.
+    That a run diverges is a result, too, and does not keep the others from being trained. What
+    can be known to be wrong before is found before the first run is started.
 
     Args:
         train: trains one run and returns its summary.
         methods: the settings of each method, by its label.
         seeds: a seed stands for the same initial weights and batches in every method.
         output: runs go to ``output/LABEL/seedN``.
+        check: builds what a method's run needs, for each that has a run to be trained.
+
+    Raises:
+        RunError: if a folder holds a run with other settings.
     """
+    for label, config in methods.items():
+        folder = Path(output) / label
+        check_runs([replace(config, seed=s, output=folder / f"seed{s}") for s in seeds], check)
     paths: dict[str, list[Path]] = {label: [] for label in methods}
     summaries: dict[str, list[dict[str, Any]]] = {label: [] for label in methods}
     total, number = len(methods) * len(seeds), 0
@@ -86,6 +97,28 @@ def compare_runs(
         {label: tuple(found) for label, found in paths.items()},
         {label: tuple(found) for label, found in summaries.items()},
     )
+
+
+def check_runs(configs: Sequence[C], check: Callable[[C], object] | None) -> None:
+    """Look whether a method's runs can be trained or continued, and check the first to be trained.
+
+    Raises:
+        RunError: if a folder holds another run, or a complete one for fewer steps.
+    """
+    todo = []
+    for config in configs:
+        asked = replace(config, resume=True)
+        run = Run(asked)
+        if run.look() is not None:
+            continue
+        if run.summary is not None and not config.resume:
+            raise RunError(
+                f"the run in {run.path} is complete after {run.summary['steps']} steps: give "
+                "--resume to train it longer, or another --output"
+            )
+        todo.append(asked)
+    if todo and check is not None:
+        check(todo[0])
 
 
 def write_table(comparison: Comparison, columns: Sequence[Column], output: Path) -> str:
@@ -188,8 +221,8 @@ def shown_difference(difference: Mapping[str, float], digits: int) -> str:
 
 
 def comma_separated(text: str) -> list[str]:
-    """``"none,mhe"`` as a list; a ValueError for an empty or repeated part."""
+    """``"none,mhe"`` as a list; a UserError for an empty or repeated part."""
     parts = [part.strip() for part in str(text).split(",")]
     if not all(parts) or len(set(parts)) < len(parts):
-        raise ValueError(f"expected different names or numbers with commas between, got {text!r}")
+        raise UserError(f"expected different names or numbers with commas between, got {text!r}")
     return parts

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from mhe_core.errors import UserError
+
 __all__ = ["TrainingConfig"]
 
 
@@ -34,7 +36,9 @@ class TrainingConfig:
         workers: processes that decode images, where they are not kept in memory.
         device: auto, cpu, cuda, cuda:1, ….
         amp: mixed precision.
-        resume: continue the run in --output, to the bit, or start it if there is none.
+        resume: continue the run in --output, to the bit, or start it if there is none; a complete
+            one goes on with more --steps or --epochs than it had.
+        extended_at: steps at which the run was complete, and was given more; written by the run.
     """
 
     default_epochs: ClassVar[int] = 30
@@ -60,27 +64,28 @@ class TrainingConfig:
     device: str = "auto"
     amp: Literal["no", "bf16", "fp16"] = "no"
     resume: bool = False
+    extended_at: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Set the number of epochs where no length is given; a ValueError for a bad setting."""
+        """Set the number of epochs where no length is given; a UserError for a bad setting."""
         if self.steps is None and self.epochs is None:
             self.epochs = self.default_epochs
         for name in ("steps", "epochs", "batch_size", "log_every", "checkpoint_every", "width"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"expected {flag(name)} above 0, got {value}")
+                raise UserError(f"expected {flag(name)} above 0, got {value}")
         for name in ("hidden_weight", "output_weight", "workers", "seed", "lr"):
             if getattr(self, name) < 0:
-                raise ValueError(f"expected {flag(name)} at least 0, got {getattr(self, name)}")
+                raise UserError(f"expected {flag(name)} at least 0, got {getattr(self, name)}")
         if self.steps is not None and self.epochs is not None:
-            raise ValueError(
+            raise UserError(
                 f"expected --steps or --epochs, got both ({self.steps} and {self.epochs})"
             )
 
     def total_steps(self, num_images: int) -> int:
         """Training steps for ``num_images`` images: --steps, or --epochs of full batches."""
         if self.batch_size > num_images:
-            raise ValueError(
+            raise UserError(
                 f"expected --batch-size at most the {num_images} training images, "
                 f"got {self.batch_size}"
             )

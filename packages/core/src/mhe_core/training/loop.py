@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
-from tqdm import tqdm
 
+from mhe_core.errors import UserError
 from mhe_core.training.batches import training_batches
 from mhe_core.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mhe_core.training.config import TrainingConfig
+from mhe_core.training.files import keep_as
 from mhe_core.training.images import ImageSet
+from mhe_core.training.processes import from_main_process, make_accelerator
+from mhe_core.training.progress import Progress
 from mhe_core.training.run import Run
 from mhe_core.training.seeding import seed_all
+from mhe_core.training.stopping import StopRequest, TrainingInterrupted
+from mhe_core.training.wrappers import load_state, state_of
 
-__all__ = ["Loop", "TrainingDiverged", "TrainingInterrupted", "make_accelerator", "train_run"]
+__all__ = ["Loop", "TrainingDiverged", "TrainingInterrupted", "train_run"]
 
 Batch = tuple[Tensor, Tensor]
 
 
-class TrainingDiverged(FloatingPointError):
+class TrainingDiverged(UserError, FloatingPointError):
     """A metric is not finite; the last good checkpoint is untouched."""
-
-
-class TrainingInterrupted(SystemExit):
-    """The process was asked to stop, and its state is saved."""
 
 
 class Stateful(Protocol):
@@ -48,17 +46,13 @@ class Stateful(Protocol):
         """Take them back."""
 
 
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """Device, mixed precision and processes, as the flags and the launcher say."""
-    AcceleratorState._reset_state()  # runs of one process may differ in precision
-    if config.device not in ("auto", "cpu"):
-        os.environ["ACCELERATE_TORCH_DEVICE"] = config.device
-    return Accelerator(mixed_precision=config.amp, cpu=config.device == "cpu")
-
-
 @dataclass
 class Loop:
     """One run's steps.
+
+    After a step come, each at its own interval and at the last step: a record in metrics.jsonl, an
+    evaluation, a checkpoint. A checkpoint comes before the evaluation that is due with it, so that
+    a process that is stopped in the evaluation loses nothing; a resumed run then begins with it.
 
     Attributes:
         run: the run directory; its config has the seed and the intervals.
@@ -67,15 +61,16 @@ class Loop:
         images: the training images.
         batch_size: images a step, over all processes.
         train_step: takes one step, ``train_step(step, batch)`` with ``step`` from 0, and returns
-            scalars to be averaged over the logging interval, ``loss`` and ``penalty`` among them.
+            scalars to be averaged since the record before, ``loss`` and ``penalty`` among them.
         state: everything that a step changes, by name.
-        evaluate: figures of the present state, without changing it.
-        evaluate_every: steps between two evaluations; one always ends the run.
+        figures: what is quickly said of the present state, for every record.
+        evaluate: figures of the present state that take their time, without changing it.
+        evaluate_every: steps between two evaluations.
         best: the figure of ``evaluate`` by which checkpoints/best is chosen (lowest), where an
             evaluation has it; without one, best is the last.
         facts: plain values that every checkpoint holds beside the state, such as the names of the
             classes: what it takes to build the networks again.
-        sample: called after each step with the number of steps taken, for pictures.
+        after_step: called after each step with the number of steps taken, for pictures.
     """
 
     run: Run
@@ -85,48 +80,43 @@ class Loop:
     batch_size: int
     train_step: Callable[[int, Batch], Mapping[str, Tensor | float]]
     state: Mapping[str, Stateful]
+    figures: Callable[[], dict[str, float]] | None = None
     evaluate: Callable[[], dict[str, float]] | None = None
     evaluate_every: int | None = None
     best: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    sample: Callable[[int], None] | None = None
+    after_step: Callable[[int], None] | None = None
 
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)
     _count: int = field(default=0, init=False)
     _lowest: float = field(default=math.inf, init=False)
     _seconds: float = field(default=0.0, init=False)
+    _saved: int = field(default=0, init=False)  # the step of checkpoints/last
 
     def __call__(self) -> dict[str, Any]:
         """Take the steps that remain; returns the last record of metrics.jsonl.
 
         Raises:
             TrainingDiverged: if a metric is not finite.
-            TrainingInterrupted: on SIGINT or SIGTERM, after the step, with the state saved.
+            TrainingInterrupted: when asked to stop by a signal, with the state saved.
             CheckpointError: if the run cannot be resumed from its checkpoint.
         """
-        config, start = self.run.config, self._restore()
-        quiet = not self.accelerator.is_main_process or not sys.stderr.isatty()
-        bar = tqdm(total=self.steps, initial=start, disable=quiet, unit="step")
-        began = time.perf_counter()
-        with bar, _stop_request(self.accelerator) as stopped:
+        start, recorded = self._restore()
+        main = self.accelerator.is_main_process
+        progress = Progress(self.steps, start, self.batch_size, shown=main)
+        with StopRequest(self.accelerator.num_processes) as stop, progress:
+            if start and not recorded:
+                self._record(start, stop, progress)
+            began = time.perf_counter()
             for step, batch in zip(range(start, self.steps), self.batches(start), strict=False):
                 self.advance(step, batch)
-                taken = step + 1
-                self._seconds += time.perf_counter() - began
-                bar.update()
-                if self._due(self.evaluate_every, taken):
-                    bar.set_postfix(self._log(taken, evaluated=True), refresh=False)
-                elif self._due(config.log_every, taken):
-                    bar.set_postfix(self._log(taken, evaluated=False), refresh=False)
-                if self.sample is not None:
-                    self.sample(taken)
-                if self._due(config.checkpoint_every, taken) or stopped():
-                    self._save("last", taken)
-                if stopped() and taken < self.steps:
-                    raise TrainingInterrupted(
-                        f"stopped after step {taken} of {self.steps}, state saved: "
-                        f"continue with --resume --output {self.run.path}"
-                    )
+                taken, seconds = step + 1, time.perf_counter() - began
+                self._seconds += seconds
+                progress.step(seconds)
+                self._after(taken, stop, progress)
+                if stop.agreed() and taken < self.steps:
+                    self._save(taken)
+                    raise self._interrupted(taken, stop.number)
                 began = time.perf_counter()
         return self._finish()
 
@@ -143,9 +133,6 @@ class Loop:
             num_processes=self.accelerator.num_processes,
         )
 
-    def _due(self, every: int | None, taken: int) -> bool:
-        return taken == self.steps or (every is not None and taken % every == 0)
-
     def advance(self, step: int, batch: Batch) -> None:
         """Take one step, and add its metrics to the interval's sums."""
         seed_all(self.run.config.seed, step, self.accelerator.process_index)
@@ -153,6 +140,21 @@ class Loop:
             value = torch.as_tensor(value, device=self.accelerator.device).detach().float()
             self._sums[name] = self._sums[name] + value if self._count else value
         self._count += 1
+
+    def _after(self, taken: int, stop: StopRequest, progress: Progress) -> None:
+        """Whatever is due after a step."""
+        self.run.claim()
+        if self.after_step is not None:
+            self.after_step(taken)
+        if self._evaluates(taken) or self._due(self.run.config.checkpoint_every, taken):
+            self._save(taken)
+        self._record(taken, stop, progress)
+
+    def _due(self, every: int | None, taken: int) -> bool:
+        return taken == self.steps or (every is not None and taken % every == 0)
+
+    def _evaluates(self, taken: int) -> bool:
+        return self.evaluate is not None and self._due(self.evaluate_every, taken)
 
     def _means(self, taken: int) -> dict[str, float]:
         """The interval's means over steps and processes; all must be finite."""
@@ -173,37 +175,42 @@ class Loop:
             )
         return means
 
-    def _log(self, taken: int, evaluated: bool) -> dict[str, float]:
+    def _record(self, taken: int, stop: StopRequest, progress: Progress) -> None:
+        """Write the record that is due at a step, if one is, with an evaluation, if one is."""
+        evaluates = self._evaluates(taken)
+        if not evaluates and not self._due(self.run.config.log_every, taken):
+            return
         record: dict[str, Any] = {"step": taken, **self._means(taken)}
         record["step_seconds"] = self._seconds / taken
-        self._sums, self._count = {}, 0
-        if evaluated and self.evaluate is not None:
-            record.update(self.evaluate())
+        if self.figures is not None:
+            record.update(self.figures())
+        if evaluates and self.evaluate is not None:
+            seed_all(self.run.config.seed, taken, self.accelerator.process_index)
+            with stop.at_once(lambda number: self._interrupted(taken, number)):
+                record.update(self.evaluate())
             chosen_by = record.get(self.best or "", math.inf)
             if chosen_by < self._lowest:
                 self._lowest = chosen_by
                 self._write("best", taken)
+        self._sums, self._count = {}, 0
         self.run.log(record)
-        hidden = ("step", "step_seconds")  # and, with a dot in their names, single layers' figures
-        shown = {k: v for k, v in record.items() if k not in hidden and "." not in k}
-        if evaluated and self.accelerator.is_main_process:
-            figures = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            tqdm.write(f"step {taken}/{self.steps}  {figures}", file=sys.stdout)
-            sys.stdout.flush()
-        return shown
+        progress.report(record, evaluates)
 
-    def _save(self, name: str, taken: int) -> None:
-        self._means(taken)  # a state that is not finite never replaces a good one
-        self._write(name, taken)
+    def _save(self, taken: int) -> None:
+        """Write checkpoints/last, unless it is of this step."""
+        if self._saved != taken:
+            self._means(taken)  # a state that is not finite never replaces a good one
+            self._write("last", taken)
+            self._saved = taken
 
     def _write(self, name: str, taken: int) -> None:
         content = {
             "step": taken,
             "facts": dict(self.facts),
-            "state": {key: part.state_dict() for key, part in self.state.items()},
+            "images": self.images.digest,
+            "state": {key: state_of(part) for key, part in self.state.items()},
             "sums": self._sums,
             "count": self._count,
-            "lowest": self._lowest,
             "seconds": self._seconds,
         }
         if self.accelerator.is_main_process:
@@ -211,26 +218,54 @@ class Loop:
             save_checkpoint(file, content, keep_previous=name == "last")
         self.accelerator.wait_for_everyone()
 
-    def _restore(self) -> int:
-        """Take up the state of checkpoints/last, if there is one; returns the steps taken."""
+    def _interrupted(self, taken: int, number: int | None) -> TrainingInterrupted:
+        message = (
+            f"stopped after step {taken} of {self.steps}, state saved: "
+            f"continue with --resume --output {self.run.path}"
+        )
+        return TrainingInterrupted(message, number or signal.SIGINT)
+
+    def _restore(self) -> tuple[int, bool]:
+        """Take up the state of checkpoints/last, if there is one.
+
+        Returns:
+            The steps taken, and whether their last has its record, if one was due.
+        """
         file = self.run.checkpoints / "last"
         taken = 0
         if file.exists():
             content = load_checkpoint(file)
+            self._check_images(content, file)
             restore_state(self.state, content["state"], str(file))
             device = self.accelerator.device
             self._sums = {name: value.to(device) for name, value in content["sums"].items()}
-            self._count, self._lowest = content["count"], content["lowest"]
-            self._seconds, taken = content["seconds"], content["step"]
+            self._count = content["count"]
+            self._seconds, self._saved = content["seconds"], content["step"]
+            taken = content["step"]
         self.run.forget_after(taken)
-        return taken
+        recorded, self._lowest = from_main_process(self.accelerator, lambda: self._recorded(taken))
+        if recorded:
+            self._sums, self._count = {}, 0
+        return taken, recorded
+
+    def _recorded(self, taken: int) -> tuple[bool, float]:
+        """Whether a step has its record, and the lowest figure that best was chosen by."""
+        records = self.run.metrics()
+        lowest = min([math.inf, *(record.get(self.best or "", math.inf) for record in records)])
+        return bool(records) and records[-1]["step"] == taken, lowest
+
+    def _check_images(self, content: Mapping[str, Any], file: Path) -> None:
+        """The images are those that the run was trained on, wherever they are now."""
+        if content.get("images", self.images.digest) != self.images.digest:
+            raise CheckpointError(
+                f"{file} was trained on other images than those of {self.run.config.data}: "
+                "the same, at the same or another place, are needed to continue"
+            )
 
     def _finish(self) -> dict[str, Any]:
+        self.run.claim()
         if self.accelerator.is_main_process and self.best is None:
-            last, link = self.run.checkpoints / "last", self.run.checkpoints / ".best.writing"
-            link.unlink(missing_ok=True)
-            os.link(last, link)
-            os.replace(link, self.run.checkpoints / "best")
+            keep_as(self.run.checkpoints / "last", self.run.checkpoints / "best")
         self.accelerator.wait_for_everyone()
         return {**self.run.metrics()[-1], "steps": self.steps, "seconds": self._seconds}
 
@@ -245,7 +280,7 @@ def restore_state(parts: Mapping[str, Stateful], saved: Mapping[str, Any], sourc
         raise CheckpointError(f"{source} does not hold {', '.join(missing)}")
     for name, part in parts.items():
         try:
-            part.load_state_dict(saved[name])
+            load_state(part, saved[name])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"the {name} in {source} does not fit: {error}") from error
 
@@ -257,37 +292,24 @@ def train_run(
 
     Args:
         config: the settings.
-        prepare: builds the networks on the accelerator's device, and their loop.
+        prepare: reads the images and builds the networks on the accelerator's device, and their
+            loop; on every process.
 
     Returns:
         The content of summary.json.
     """
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config.device, config.amp)
     run = Run(config, main=accelerator.is_main_process)
-    if run.summary is not None:
-        return run.summary
-    figures = prepare(accelerator, run)()
-    del figures["step"]
-    figures["step_seconds"] = figures["seconds"] / figures["steps"]
-    return run.finish(figures, accelerator.device)
-
-
-@contextmanager
-def _stop_request(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM end a run after its step; of several processes none would wait."""
-    asked: list[int] = []
-    if accelerator.num_processes > 1:
-        yield lambda: False
-        return
     try:
-        before = {
-            number: signal.signal(number, lambda n, _: asked.append(n))
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-    except ValueError:  # not in the main thread, which alone gets signals
-        before = {}
-    try:
-        yield lambda: bool(asked)
+        complete = from_main_process(accelerator, run.open)
+        if complete is not None:
+            return complete
+        figures = prepare(accelerator, run)()
+        del figures["step"]
+        figures["step_seconds"] = figures["seconds"] / figures["steps"]
+        return run.finish(figures, accelerator.device)
+    except KeyboardInterrupt:
+        message = f"interrupted: continue with --resume --output {run.path}"
+        raise TrainingInterrupted(message) from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        run.close()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import math
 import platform
-import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 
+from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig, flag
+from mhe_core.training.files import write_atomically
+from mhe_core.training.lock import FolderLock, Locked
 
-__all__ = ["CONFIG_FILE", "Run", "RunError", "read_config", "write_atomically"]
+__all__ = ["CONFIG_FILE", "Run", "RunError", "read_config", "saved_config"]
+
+C = TypeVar("C", bound=TrainingConfig)
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -25,21 +29,20 @@ PROJECT = ("mhe-core", "mhe-classification", "sphereface-plus", "mhe-gan")
 
 # Settings that do not change what a run computes: a resumed run may change them.
 FREE = {"output", "resume", "device", "workers", "checkpoint_every", "data_dir", "download"}
+LENGTH = {"steps", "epochs"}  # a complete run may be given more
+NOTES = {"extended_at"}  # written by the run itself
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run directory that cannot be started, continued or read; says what to do."""
 
 
 class Run:
-    """The run directory of one training run.
+    """The run directory of one training run: :meth:`open` looks, :meth:`claim` writes.
 
     Args:
         config: the resolved settings; ``config.output`` is the directory.
         main: whether this process writes (of several, one does).
-
-    Raises:
-        RunError: if the directory holds another run, or one that was not asked to be resumed.
     """
 
     def __init__(self, config: TrainingConfig, main: bool = True) -> None:
@@ -47,28 +50,82 @@ class Run:
         self.main = main
         self.path = Path(config.output)
         self.checkpoints = self.path / "checkpoints"
-        settings = plain(config)
-        if not main:  # whether the directory is new is for the process to see that fills it
-            return
-        if (self.path / CONFIG_FILE).exists():
-            self._check_continues(settings)
-        else:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / CONFIG_FILE, yaml.safe_dump(settings, sort_keys=False))
+        self._lock = FolderLock(self.path)
+        self._claimed = self._continues = False
 
-    def _check_continues(self, settings: dict[str, Any]) -> None:
+    def open(self) -> dict[str, Any] | None:
+        """:meth:`look`, and lock a run that is to be continued.
+
+        Raises:
+            RunError: if another process is training it, too.
+        """
+        complete = self.look()
+        if complete is None and (self.path / CONFIG_FILE).exists():
+            self._take_lock()
+            self._continues = True
+        return complete
+
+    def look(self) -> dict[str, Any] | None:
+        """Whether the run can be started or continued here; changes nothing.
+
+        A complete one that is given more ``--steps`` or ``--epochs`` is to be continued, and
+        ``config.extended_at`` then says at which step it was complete.
+
+        Returns:
+            The summary of a complete run; None for one that is to be trained.
+
+        Raises:
+            RunError: if the directory holds another run, or one that was not asked to be resumed.
+        """
+        if not (self.path / CONFIG_FILE).exists():
+            return None
         if not self.config.resume:
             raise RunError(
                 f"{self.path} already holds a run: continue it with --resume, "
                 "or give another --output"
             )
-        saved = read_config(self.path)
-        differing = [k for k in settings if k not in FREE and saved.get(k) != settings[k]]
-        if differing:
-            changes = ", ".join(
-                f"{flag(k)} was {saved.get(k)!r}, is {settings[k]!r}" for k in differing
-            )
-            raise RunError(f"{self.path} was started with other settings: {changes}")
+        saved, finished = read_config(self.path), self.summary
+        longer = is_longer(self.config, saved, finished)
+        check_same(self.path, plain(self.config), saved, longer)
+        self.config.extended_at = list(saved.get("extended_at", []))
+        if finished is None or not longer:
+            return finished
+        self.config.extended_at.append(finished["steps"])
+        return None
+
+    def claim(self) -> None:
+        """Make the directory this run's: lock it, and write its settings; once.
+
+        Called when the first step was taken, so that settings with which none can be taken claim
+        nothing.
+
+        Raises:
+            RunError: if another run was started here in the meantime.
+        """
+        if not self.main or self._claimed:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        file = self.path / CONFIG_FILE
+        if file.exists() and not self._continues:
+            raise RunError(f"another run was started in {self.path} in the meantime")
+        if self._continues and (summary := self.summary) is not None:
+            (self.path / SUMMARY_FILE).replace(self.path / f"summary-{summary['steps']}.json")
+        settings = plain(self.config)
+        if not file.exists() or read_config(self.path) != settings:
+            write_atomically(file, yaml.safe_dump(settings, sort_keys=False))
+        self.checkpoints.mkdir(exist_ok=True)
+        self._claimed = True
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.acquire()
+        except Locked as error:
+            raise RunError(f"{error}: wait for its end, or give another --output") from None
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -104,7 +161,10 @@ class Run:
 
     def finish(self, figures: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """Write summary.json: the figures and what produced them."""
-        summary = {**figures, "seed": self.config.seed, "device": str(device), **versions()}
+        made = {"seed": self.config.seed, "device": str(device), **versions()}
+        summary = {**figures, **made}
+        if self.config.extended_at:
+            summary["extended_at"] = self.config.extended_at
         if self.main:
             write_atomically(self.path / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
         return summary
@@ -119,7 +179,60 @@ def read_config(path: Path) -> dict[str, Any]:
     file = Path(path) / CONFIG_FILE
     if not file.exists():
         raise RunError(f"expected a run directory with {CONFIG_FILE}, got {path}")
-    return yaml.safe_load(file.read_text())
+    try:
+        settings = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{file} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise RunError(f"expected {file} to hold a run's settings")
+    return settings
+
+
+def saved_config(config_class: type[C], path: Path) -> C:
+    """The settings of the run in ``path``, wherever it was when it was trained.
+
+    Raises:
+        RunError: if ``path`` is not a run directory, or another program's.
+    """
+    settings = read_config(path)
+    known = {field.name for field in dataclasses.fields(config_class)}
+    if unknown := sorted(set(settings) - known):
+        raise RunError(
+            f"{path} is another program's run: its {CONFIG_FILE} has {', '.join(unknown)}"
+        )
+    return config_class(**{**settings, "output": Path(path)})
+
+
+def is_longer(
+    config: TrainingConfig, saved: dict[str, Any], finished: dict[str, Any] | None
+) -> bool:
+    """Whether the settings ask a complete run for more steps or epochs than it was given."""
+    if finished is None:
+        return False
+    if config.steps is not None:
+        return config.steps > finished["steps"]
+    return (config.epochs or 0) > (saved.get("epochs") or math.inf)
+
+
+def check_same(
+    path: Path, settings: dict[str, Any], saved: dict[str, Any], longer: bool = False
+) -> None:
+    """Hold settings against those that a run was started with.
+
+    A folder of images may have moved: whether it has the same images is seen when it is read.
+
+    Raises:
+        RunError: if they differ in what changes the run; names the flags.
+    """
+    free = FREE | NOTES | (LENGTH if longer else set())
+    if Path(settings["data"]).is_dir():
+        free = free | {"data"}
+    differing = [k for k in settings if k not in free and saved.get(k) != settings[k]]
+    if not differing:
+        return
+    changes = ", ".join(f"{flag(k)} was {saved.get(k)!r}, is {settings[k]!r}" for k in differing)
+    hint = "; a complete run can be given more, no other" if set(differing) <= LENGTH else ""
+    raise RunError(f"{path} was started with other settings: {changes}{hint}")
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -137,18 +250,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write under a temporary name and rename: a reader never sees half a file."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w") as temporary:
-            temporary.write(text)
-            temporary.flush()
-            os.fsync(temporary.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mhe_core.training.run import write_atomically
+from mhe_core.training.files import write_atomically
 
 __all__ = ["Ratio", "hardware", "interleaved", "report"]
 

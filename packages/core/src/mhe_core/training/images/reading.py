@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mhe_core.errors import UserError
+
 __all__ = [
     "DataError",
     "ImageFile",
@@ -37,7 +39,7 @@ SCALES = (1.0, 255.0, 65535.0)  # of files that do not say which value is white
 OVERSHOOT = 0.1  # of its scale, by which sharpening and resizing push values beyond black and white
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Images that cannot be used; names the file or folder."""
 
 

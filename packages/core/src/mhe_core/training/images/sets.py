@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -48,6 +51,19 @@ class ImageSet:
     def file(self, i: int) -> ImageFile:
         """What image i is read from; for sets that have ``files``."""
         return self.files[i if self.index is None else int(self.index[i])]
+
+    @cached_property
+    def digest(self) -> str:
+        """Stands for the images' names, labels and size, not for their pixels or their place."""
+        known = hashlib.sha256(repr((self.classes, self.size, len(self))).encode())
+        known.update(self.labels.numpy().tobytes())
+        for file in self.files:
+            if not isinstance(file, Path):  # a pack's records have no names
+                break
+            known.update(f"{file.parent.name}/{file.name}\n".encode())
+        if self.index is not None:
+            known.update(self.index.numpy().tobytes())
+        return known.hexdigest()
 
     def subset(self, indices: Tensor) -> ImageSet:
         """The images at the given indices [M], int64, with the same classes."""
