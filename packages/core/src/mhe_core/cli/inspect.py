@@ -73,7 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         from mhe_core.diagnostics.plot import plot_angles
 
-        plot_angles(network, layers, arguments.plot, half_space=arguments.half_space)
+        with users_request(f"cannot plot {arguments.plot}"):
+            plot_angles(network, layers, arguments.plot, half_space=arguments.half_space)
     if arguments.sort:
         worst_first = SORT_KEYS[arguments.sort]
         # A layer that is not a number is the worst of all.

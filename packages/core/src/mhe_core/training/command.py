@@ -133,7 +133,8 @@ def run_command(
         failed = status != 0
         return status
     except TrainingInterrupted as stopped:
-        print(f"{prog}: {stopped}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{prog}: {stopped}", file=sys.stderr)
         return stopped.status
     finally:
         end_processes(failed=failed)
