@@ -106,10 +106,10 @@ def test_a_moved_folder_is_no_other_data_and_another_is(tmp_path, folder):
     train(config(run, data=str(moved), steps=4, resume=True))
     assert yaml.safe_load((run / "config.yaml").read_text())["data"] == str(moved)
     (run / "summary.json").unlink()
-    shutil.copytree(moved, folder)
-    (folder / "a/0.png").rename(folder / "a/another.png")
+    other = shutil.copytree(moved, tmp_path / "other")
+    (other / "a/0.png").rename(other / "a/another.png")
     with pytest.raises(CheckpointError, match="trained on other images"):
-        train(config(run, data=str(folder), steps=4, resume=True))
+        train(config(run, data=str(other), steps=4, resume=True))
     assert yaml.safe_load((run / "config.yaml").read_text())["data"] == str(moved)
 
 

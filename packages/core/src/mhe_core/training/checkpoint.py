@@ -56,7 +56,7 @@ def _save(content: dict[str, Any], stream: IO[bytes]) -> None:
         torch.save(content, Remembering())  # type: ignore[arg-type]
     except RuntimeError:
         if refused:
-            raise OSError(refused[0].errno, refused[0].strerror, stream.name) from None
+            raise refused[0] from None
         raise
 
 

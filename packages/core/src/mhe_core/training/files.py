@@ -36,8 +36,10 @@ def replacing(file: Path, mode: str = "w") -> Iterator[IO[Any]]:
             stream.flush()
             _sync(stream.fileno())
         os.replace(temporary, file)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(file)  # which the system does not say of writes
         raise
 
 
