@@ -102,6 +102,10 @@ def test_compare_draws_errors_against_learning_rates(tmp_path):
         (["train", "--output", "r", "--model", "vgg"], 2, "vgg"),
         (["train", "--output", "r", "--regularizer", "mhe", "--inner-steps", "2"], 2, "inner"),
         (["train"], 2, "--output"),
+        (["train", "--output", "r", "--schedule", "none"], 2, "--schedule"),
+        (["train", "--output", "r", "--optimizer", "adm"], 2, "--optimizer adm"),
+        (["train", "--output", "r", "--mixup", "1", "--batch-size", "33"], 2, "even --batch-size"),
+        (["train", "--output", "r", "--device", "banana"], 2, "got banana"),
         (["test", "nowhere"], 2, "expected a run directory"),
         (["paint"], 2, "expected a command, got 'paint'"),
     ],
@@ -112,7 +116,10 @@ def test_a_users_error_is_one_message(tmp_path, monkeypatch, capsys, arguments, 
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == status
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "r").exists()
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):

@@ -4,7 +4,7 @@ import signal
 import sys
 
 import pytest
-from mhe_core import cli
+from mhe_core import NetworkRegularizer, cli, register_regularizer
 from mhe_core.errors import UserError, users_request
 from mhe_core.training.checkpoint import CheckpointError
 from mhe_core.training.command import dispatch, run_command
@@ -12,6 +12,7 @@ from mhe_core.training.images import DataError
 from mhe_core.training.loop import TrainingDiverged, TrainingInterrupted
 from mhe_core.training.processes import DeviceError
 from mhe_core.training.run import RunError
+from torch import nn
 
 
 def raising(error):
@@ -67,6 +68,38 @@ def test_what_a_library_says_of_a_users_setting_is_the_users(capsys):
     assert capsys.readouterr().err == (
         "prog: error: --optimizer adm: no such optimizer (--traceback shows where)\n"
     )
+
+
+class Fails(nn.Module):
+    """A third party's regularizer that is not up to every layer."""
+
+    def __init__(self, num_neurons, dim):
+        super().__init__()
+        self.fails_in_update = num_neurons == 3
+
+    def forward(self, neurons):
+        if len(neurons) == 4:
+            raise IndexError("list index out of range")
+        return neurons.sum()
+
+    def update(self, neurons, lr):
+        if self.fails_in_update:
+            raise KeyError("lr")
+
+
+def test_a_plug_in_that_raises_is_named_with_the_layer_and_ours_is_a_bug(monkeypatch):
+    register_regularizer("fails", Fails)
+    regularizer = NetworkRegularizer(nn.Sequential(nn.Linear(5, 4)), "fails", "fails")
+    with pytest.raises(UserError, match=r"Fails fails on layer '0': IndexError: list index out"):
+        regularizer()
+    regularizer = NetworkRegularizer(nn.Sequential(nn.Linear(5, 3)), "fails", "fails")
+    with pytest.raises(UserError, match=r"Fails fails on layer '0': KeyError: 'lr'"):
+        regularizer.update(0.1)
+    ours = NetworkRegularizer(nn.Sequential(nn.Linear(5, 4)), None, "comhe_random")
+    kind = type(next(iter(ours.regularizers.values())))
+    monkeypatch.setattr(kind, "forward", Fails.forward)
+    with pytest.raises(IndexError):
+        ours()
 
 
 def test_the_command_mhe_ends_the_same(capsys, monkeypatch):

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from mhe_core.training.checkpoint import CheckpointError, load_checkpoint
 from mhe_core.training.command import parse
 from mhe_core.training.compare import compare_runs
-from mhe_core.training.loop import restore_state
+from mhe_core.training.loop import TrainingInterrupted, restore_state
 from mhe_core.training.run import RunError
 from mhe_core.training.wrappers import load_state, state_of
 from PIL import Image
@@ -137,6 +137,15 @@ def test_compare_checks_every_method_and_folder_before_it_trains(tmp_path):
     assert trained == []
     longer = {"none": config(tmp_path, steps=6, resume=True)}
     assert compare_runs(train, longer, (0,), tmp_path).summaries["none"][0]["steps"] == 6
+
+
+def test_compare_that_is_stopped_says_how_to_go_on(tmp_path):
+    def stopped(settings):
+        raise TrainingInterrupted("state saved", 15)
+
+    with pytest.raises(TrainingInterrupted, match="give the same command again") as error:
+        compare_runs(stopped, {"none": config(tmp_path)}, (0,), tmp_path)
+    assert error.value.status == 143
 
 
 def test_a_log_has_few_lines_with_images_a_second_and_the_time_left(tmp_path, capsys):

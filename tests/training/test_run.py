@@ -12,7 +12,7 @@ from mhe_core.training.command import parse
 from mhe_core.training.compare import Column, comma_separated, compare_runs, write_table
 from mhe_core.training.config import TrainingConfig
 from mhe_core.training.loop import TrainingDiverged
-from mhe_core.training.run import Run, RunError, read_config
+from mhe_core.training.run import Run, RunError, read_config, saved_config
 
 
 def config(path, **changes):
@@ -47,6 +47,36 @@ def test_resuming_with_other_settings_names_them(tmp_path):
     with pytest.raises(RunError, match=r"--lr was 0\.1, is 0\.2"):
         started(config(tmp_path, lr=0.2, resume=True))
     started(config(tmp_path, workers=3, device="cpu", resume=True))
+
+
+def test_of_two_that_start_in_one_place_the_second_is_refused(tmp_path):
+    first, second = (Run(config(tmp_path / "run")) for _ in range(2))
+    assert first.open() is second.open() is None
+    first.claim()
+    with pytest.raises(RunError, match="in use"):
+        second.claim()
+    first.close()
+    with pytest.raises(RunError, match="another run was started"):
+        second.claim()
+    second.close()
+
+
+def test_a_run_from_before_a_setting_was_there_has_its_default(tmp_path):
+    started(Example(output=tmp_path))
+    file = tmp_path / "config.yaml"
+    file.write_text(file.read_text().replace("long_name: 3\n", ""))
+    assert Run(Example(output=tmp_path, resume=True)).look() is None
+    with pytest.raises(RunError, match="--long-name was 3, is 4"):
+        Run(Example(output=tmp_path, resume=True, long_name=4)).look()
+
+
+def test_another_programs_run_is_refused(tmp_path):
+    started(Example(output=tmp_path))
+    with pytest.raises(RunError, match=r"another program's run: its config\.yaml has long_name"):
+        saved_config(TrainingConfig, tmp_path)
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(RunError, match="cannot be read"):
+        saved_config(TrainingConfig, tmp_path)
 
 
 def test_records_after_a_step_and_half_lines_are_forgotten(tmp_path):

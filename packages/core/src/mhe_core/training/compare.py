@@ -15,7 +15,7 @@ from scipy import stats
 from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig
 from mhe_core.training.files import write_atomically
-from mhe_core.training.loop import TrainingDiverged
+from mhe_core.training.loop import TrainingDiverged, TrainingInterrupted
 from mhe_core.training.run import Run, RunError
 
 __all__ = [
@@ -91,6 +91,9 @@ def compare_runs(
             except TrainingDiverged as error:
                 print(f"{label}, seed {seed}, diverged: {error}", flush=True)
                 summary = {"seed": seed, "diverged": str(error)}
+            except TrainingInterrupted as stopped:
+                message = f"stopped in {path}: give the same command again to go on"
+                raise TrainingInterrupted(message, stopped.number) from None
             summaries[label].append(summary)
     return Comparison(
         tuple(seeds),

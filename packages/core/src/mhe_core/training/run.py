@@ -84,10 +84,10 @@ class Run:
                 f"{self.path} already holds a run: continue it with --resume, "
                 "or give another --output"
             )
-        saved, finished = read_config(self.path), self.summary
+        saved, finished = plain(saved_config(type(self.config), self.path)), self.summary
         longer = is_longer(self.config, saved, finished)
         check_same(self.path, plain(self.config), saved, longer)
-        self.config.extended_at = list(saved.get("extended_at", []))
+        self.config.extended_at = list(saved["extended_at"])
         if finished is None or not longer:
             return finished
         self.config.extended_at.append(finished["steps"])
@@ -111,6 +111,8 @@ class Run:
             raise RunError(f"another run was started in {self.path} in the meantime")
         if self._continues and (summary := self.summary) is not None:
             (self.path / SUMMARY_FILE).replace(self.path / f"summary-{summary['steps']}.json")
+        if not self._continues:  # a note in another run's settings, from which these were taken
+            self.config.extended_at = []
         settings = plain(self.config)
         if not file.exists() or read_config(self.path) != settings:
             write_atomically(file, yaml.safe_dump(settings, sort_keys=False))

@@ -27,11 +27,13 @@ class TrainingInterrupted(SystemExit):
     """The process was asked to stop, and its state is saved; says how to go on.
 
     Attributes:
+        number: of the signal.
         status: the exit status that says so to the shell, 128 + the signal.
     """
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
+        self.number = number
         self.status = 128 + number
 
 
