@@ -87,13 +87,13 @@ def align(config: AlignConfig) -> dict[str, Any]:
         ValueError: if the output folder lies in it, was made with other settings, or two files
             would be written to the same place.
     """
+    device = str(resolve_device(config.device))
     names, left_out = find_photographs(config)
     settings = {key: getattr(config, key) for key in ("size", "select", "fallback")}
     journal = config.output / JOURNAL
     records = read_journal(journal, settings)
     todo = [name for name in names if not finished(records.get(name), config.output)]
 
-    device = str(resolve_device(config.device))
     loader = DataLoader(
         Photographs(todo, config, device),
         batch_size=None,

@@ -93,9 +93,9 @@ def test(config: TestConfig) -> dict[str, Any]:
         FileNotFoundError: if the run, the pairs or an image is missing.
     """
     output = Path(config.output or "")
+    accelerator = make_accelerator(config.device, config.amp)
     backbone, size, on_digits = load_backbone(config)
     pairs = test_pairs(config, output, size, on_digits)
-    accelerator = make_accelerator(config.device, config.amp)
     found = verify(
         backbone.to(accelerator.device),
         pairs,
