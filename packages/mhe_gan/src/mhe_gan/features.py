@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mhe_core.errors import UserError
+from mhe_core.training.files import replacing
 from torch import Tensor, nn
 
 __all__ = ["FeatureSet", "StatisticsError", "extract"]
@@ -84,11 +85,8 @@ class FeatureSet:
         for name, rows in (("features", self.features), ("logits", self.logits)):
             if rows is not None:
                 arrays[name] = rows.numpy()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.writing")
-        with temporary.open("wb") as stream:
+        with replacing(file, "wb") as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
-        temporary.replace(file)
 
     @classmethod
     def load(cls, file: Path) -> FeatureSet:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from mhe_core.errors import UserError
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.compare import comma_separated
+from mhe_core.training.processes import resolve_device
 from torch import nn
 
 from mhe_gan.extractors import describe_extractor, load_extractor
@@ -131,7 +131,7 @@ def score(config: ScoreCommandConfig) -> Report:
     """
     asked = list(METRICS) if config.metrics is None else comma_separated(config.metrics)
     metrics = find_metrics(asked)
-    device = Accelerator(cpu=config.device == "cpu").device
+    device = resolve_device(config.device)
     names = [config.images] if config.reference is None else [config.images, config.reference]
     opened = [
         open_source(
