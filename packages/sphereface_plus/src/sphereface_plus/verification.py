@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from mhe_core.errors import UserError
 from numpy.typing import ArrayLike, NDArray
 
 from sphereface_plus.insightface import ValResult, evaluate_folds
@@ -236,20 +237,20 @@ def check_pairs(
 ) -> NDArray[np.int64]:
     """The fold numbers, sorted; or a ValueError that says what was expected and what came."""
     if protocol not in PROTOCOLS:
-        raise ValueError(f"expected protocol to be one of {PROTOCOLS}, got {protocol!r}")
+        raise UserError(f"expected protocol to be one of {PROTOCOLS}, got {protocol!r}")
     if left.ndim != 2 or left.shape != right.shape:
-        raise ValueError(
+        raise UserError(
             f"expected left and right as [P, d] alike, got {left.shape} and {right.shape}"
         )
     if same.shape != left.shape[:1] or fold.shape != left.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"expected same and fold as [{len(left)}], got {same.shape} and {fold.shape}"
         )
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
-        raise ValueError("expected finite embeddings, got NaN or infinity")
+        raise UserError("expected finite embeddings, got NaN or infinity")
     numbers = np.unique(fold)
     if len(numbers) < 2:
-        raise ValueError(
+        raise UserError(
             f"expected at least two folds, since a fold's threshold comes from the others, "
             f"got {len(numbers)}"
         )
