@@ -20,6 +20,7 @@ from mhe_core.diagnostics.difference import (
 )
 from mhe_core.diagnostics.summary import Total, by_block, by_kind, total
 from mhe_core.energy.potential import DISTANCES
+from mhe_core.errors import users_request
 
 __all__ = ["add_diff"]
 
@@ -69,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Carry out ``mhe diff``."""
     base = load(arguments.base, pretrained=arguments.pretrained, key=stored_key(arguments, "base"))
     steps = sorted(arguments.tuned, key=step_of) if len(arguments.tuned) > 1 else arguments.tuned
-    comparisons = {name: compared(base, name, arguments) for name in steps}
+    with users_request(f"cannot compare with {arguments.base}"):
+        comparisons = {name: compared(base, name, arguments) for name in steps}
     if arguments.plot:
         from mhe_core.diagnostics.plot_difference import plot_changes, plot_trajectory
 
