@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mhe_core.errors import UserError
+from mhe_core.training.compare import comma_separated
 from mhe_core.training.config import TrainingConfig
 from mhe_core.training.naming import own_name
+
+from mhe_gan.augment import AUGMENTATIONS
 
 __all__ = ["GANConfig", "ScoreConfig"]
 
@@ -56,6 +59,11 @@ class GANConfig(TrainingConfig, ScoreConfig):
         generator_weight: weight of the same regularizer on the generator's convolutions.
         penalty_every: steps between two uses of the regularizers, each of which then counts that
             many times; 1 is as published, more is cheaper.
+        augment: what the discriminator sees is augmented by, with commas between: color,
+            translation, cutout (DiffAugment, for few images); none as published.
+        r1: weight γ of the gradient penalty on real images, γ/2 · E‖∇D‖²; 0 as published.
+        r1_every: steps between two uses of it, each of which then counts that many times.
+        lecam: weight of LeCam's penalty, for few images; 0 for none, as published.
         batch_size: real images a discriminator step, over all processes.
         lr: Adam's learning rate.
         beta1: Adam's decay of the mean gradient.
@@ -76,6 +84,10 @@ class GANConfig(TrainingConfig, ScoreConfig):
     output_weight: float = 0.0
     generator_weight: float = 0.0
     penalty_every: int = 1
+    augment: str = "none"
+    r1: float = 0.0
+    r1_every: int = 16
+    lecam: float = 0.0
     batch_size: int = 64
     lr: float = 1e-4
     beta1: float = 0.5
@@ -86,7 +98,7 @@ class GANConfig(TrainingConfig, ScoreConfig):
     image_size: Literal[32, 48, 64] | None = None
     sample_every: int = 1000
     score_every: int | None = None
-    best_by: Literal["inception_score", "fid"] = "inception_score"
+    best_by: Literal["inception_score", "fid", "kid"] = "inception_score"
 
     def __post_init__(self) -> None:
         """Fill in what was published, then check."""
@@ -96,7 +108,7 @@ class GANConfig(TrainingConfig, ScoreConfig):
             self.steps = PUBLISHED_STEPS
         TrainingConfig.__post_init__(self)
         ScoreConfig.__post_init__(self)
-        for name in ("n_dis", "penalty_every", "sample_every", "score_every"):
+        for name in ("n_dis", "penalty_every", "r1_every", "sample_every", "score_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"expected --{name.replace('_', '-')} at least 1, got {value}")
@@ -104,13 +116,24 @@ class GANConfig(TrainingConfig, ScoreConfig):
             if not 0 <= getattr(self, name) < 1:
                 got = getattr(self, name)
                 raise UserError(f"expected --{name} at least 0 and below 1, got {got}")
-        if self.generator_weight < 0:
-            raise UserError(f"expected --generator-weight at least 0, got {self.generator_weight}")
+        for name in ("generator_weight", "r1", "lecam"):
+            if getattr(self, name) < 0:
+                got = getattr(self, name)
+                raise UserError(f"expected --{name.replace('_', '-')} at least 0, got {got}")
+        if unknown := sorted(set(self.augmentations()) - set(AUGMENTATIONS)):
+            raise UserError(
+                f"expected --augment of {', '.join(AUGMENTATIONS)} or none, got "
+                f"{', '.join(unknown)}"
+            )
 
     def total_steps(self, num_images: int) -> int:
         """Generator steps: --steps, or --epochs of the discriminator's images."""
         total = super().total_steps(num_images)
         return total if self.steps is not None else max(1, total // self.n_dis)
+
+    def augmentations(self) -> list[str]:
+        """Their names, in the order in which they are applied."""
+        return [] if self.augment == "none" else comma_separated(self.augment)
 
     def energy_options(self) -> dict[str, Any]:
         """The regularizer's hyperparameters: s = 0, as published, unless another is given."""

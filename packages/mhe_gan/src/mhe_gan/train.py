@@ -21,10 +21,13 @@ from mhe_core.training.run import Run
 from mhe_core.training.seeding import seed_all
 from torch import Tensor, nn
 
+from mhe_gan.augment import augment
 from mhe_gan.config import GANConfig
 from mhe_gan.data import load_split, to_images
 from mhe_gan.losses import discriminator_loss, generator_loss
+from mhe_gan.metrics import METRICS
 from mhe_gan.networks import NOISE_DIM, create_networks, singular_values
+from mhe_gan.penalties import LeCam, gradient_penalty
 from mhe_gan.sample import calibrate, draw_noise, generate, save_grid
 from mhe_gan.scores import Scorer
 from mhe_gan.test import build_scorer
@@ -109,6 +112,7 @@ class Trainer:
         self.wrapped_discriminator, self.discriminator_optimizer = accelerator.prepare(
             self.discriminator, adam(self.discriminator.parameters())
         )
+        self.lecam = LeCam(reduce=partial(accelerator.reduce, reduction="mean"))
         self.steps_without_mistake = torch.zeros((), dtype=torch.int64, device=device)
 
     def _regularizer(
@@ -142,6 +146,7 @@ class Trainer:
             "discriminator_optimizer": self.discriminator_optimizer,
             "regularizer": self.regularizer,
             "generator_regularizer": self.generator_regularizer,
+            "lecam": self.lecam if config.lecam else None,
             "scaler": accelerator.scaler,
         }
         return Loop(
@@ -167,11 +172,9 @@ class Trainer:
         self.wrapped_discriminator.train()
         reals = to_images(batch[0]).tensor_split(self.config.n_dis)
         g_loss, g_penalty = self._generator_step(len(reals[0]))
-        d_loss = d_penalty = torch.zeros((), device=g_loss.device)
-        for real in reals:
-            loss, penalty = self._discriminator_step(real)
-            d_loss, d_penalty = d_loss + loss, d_penalty + penalty
-        d_loss, d_penalty = d_loss / len(reals), d_penalty / len(reals)
+        steps = [self._discriminator_step(real) for real in reals]
+        means = {name: sum(one[name] for one in steps) / len(steps) for name in steps[0]}
+        d_loss, d_penalty = means.pop("discriminator_loss"), means.pop("penalty")
         if self.config.ema:
             update_average(self.average, self.generator, self.config.ema, step)
         counted = (self.steps_without_mistake + 1) * (d_loss < NO_MISTAKE)
@@ -181,6 +184,7 @@ class Trainer:
             "generator_loss": g_loss,
             "discriminator_loss": d_loss,
             "penalty": g_penalty + d_penalty,
+            **means,
         }
 
     def _generator_step(self, num: int) -> tuple[Tensor, Tensor]:
@@ -190,29 +194,58 @@ class Trainer:
         penalty = self._penalty(self.generator_regularizer)
         with self.accelerator.autocast():
             # Not through DDP, which would wait for the discriminator's gradients.
-            logits = self.discriminator(self.wrapped_generator(self._noise(num)))
+            fake = self._augmented(self.wrapped_generator(self._noise(num)))
+            logits = self.discriminator(fake)
         loss = generator_loss(logits.float(), self.config.loss)
         self.accelerator.backward(loss + penalty)
         self.generator_optimizer.step()
         self.discriminator.requires_grad_(True)
         return loss.detach(), penalty.detach()
 
-    def _discriminator_step(self, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and penalty before the step.
+    def _discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
+        """Loss and penalties before the step, by name.
 
         Real and generated images go through the discriminator together, so that its spectral norm
         takes one power iteration. The regularizer reads the raw weights, and takes none.
         """
+        config = self.config
         self.discriminator_optimizer.zero_grad()
         penalty = self._penalty(self.regularizer)
         with self.accelerator.autocast():
             with torch.no_grad():
                 fake = self.generator(self._noise(len(real)))
-            logits = self.wrapped_discriminator(torch.cat([real, fake.to(real.dtype)])).float()
-        loss = discriminator_loss(logits[: len(real)], logits[len(real) :], self.config.loss)
-        self.accelerator.backward(loss + penalty)
+            images = self._augmented(torch.cat([real, fake.to(real.dtype)]))
+            logits = self.wrapped_discriminator(images).float()
+        of_real, of_fake = logits.split(len(real))
+        loss = discriminator_loss(of_real, of_fake, config.loss)
+        total = loss + penalty
+        found = {"discriminator_loss": loss, "penalty": penalty}
+        if config.lecam:
+            found["lecam"] = self.lecam(of_real, of_fake)
+            total = total + config.lecam * found["lecam"]
+        if config.r1:
+            found["r1"] = self._gradient_penalty(images[: len(real)])
+            total = total + config.r1 / 2 * config.r1_every * found["r1"]
+        self.accelerator.backward(total)
         self.discriminator_optimizer.step()
-        return loss.detach(), penalty.detach()
+        return {name: value.detach() for name, value in found.items()}
+
+    def _gradient_penalty(self, real: Tensor) -> Tensor:
+        """R1 every so many steps, 0 between them.
+
+        In float32, and not through DDP, which knows no second derivatives; it averages the
+        gradients all the same. In evaluation mode, so that spectral norm takes no power iteration.
+        """
+        if (self.taken - 1) % self.config.r1_every:
+            return torch.zeros((), device=real.device)
+        self.discriminator.eval()
+        with torch.autocast(real.device.type, enabled=False):
+            penalty = gradient_penalty(self.discriminator, real.float())
+        self.discriminator.train()
+        return penalty
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        return augment(images, self.config.augmentations())
 
     def _noise(self, num: int) -> Tensor:
         return torch.randn(num, NOISE_DIM, device=self.accelerator.device)
@@ -243,7 +276,7 @@ class Trainer:
             noise = draw_noise(self.config.num_samples, self.config.seed)
             scores = [self.scorer(generate(self.sampled, noise))]
         scores = broadcast_object_list(scores)
-        sign = -1 if self.config.best_by == "inception_score" else 1
+        sign = -1 if METRICS[self.config.best_by].higher_is_better else 1
         return {**scores[0], "selection": sign * scores[0][self.config.best_by]}
 
     @property
