@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from mhe_core import NetworkRegularizer, hyperspherical_energy, neuron_matrix
-from mhe_core.diagnostics import inspect
+from mhe_core.diagnostics import difference, inspect
 from mhe_core.network import named_weights
 from torch import nn
 
@@ -199,3 +199,39 @@ def test_an_adapter_layer_by_itself_is_read():
     layer = adapted(CONFIGS["OFT"]()).base_model.model.up
     rotation = layer.get_delta_weight("default")
     torch.testing.assert_close(neuron_matrix(layer), layer.base_layer.weight @ rotation.T)
+
+
+def test_exact_rotations_keep_the_energy_and_the_default_series_does_not():
+    changes = {}
+    for exact in (True, False):
+        config = peft.OFTConfig(
+            target_modules=["up"], oft_block_size=4, use_cayley_neumann=not exact
+        )
+        model = adapted(config).double()
+        with torch.no_grad():
+            model.base_model.model.up.oft_R["default"].weight.normal_(0, 0.5)
+        layers = {layer.name: layer for layer in difference(copy.deepcopy(model).unload(), model)}
+        changes[exact] = (layers["up"].cosine_rms, layers["up"].rotation_defect)
+        assert layers["down"].cosine_rms == 0
+    assert max(changes[True]) < 1e-12
+    assert min(changes[False]) > 1e-2
+
+
+def test_experts_with_lora_on_their_parameters_are_read_as_merged():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1, "head_dim": 4}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 11}
+    config = transformers.AutoConfig.for_model("gpt_oss", **sizes, num_local_experts=3)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=parameters)
+    base = named_weights(copy.deepcopy(model))
+    model = randomized(peft.get_peft_model(model, lora))
+    weights, merged = named_weights(model), copy.deepcopy(model).merge_and_unload()
+    assert list(weights) == list(base)
+    for name, weight in named_weights(merged).items():
+        torch.testing.assert_close(weights[name].neurons(), weight.neurons(), rtol=1e-5, atol=1e-5)
+    for name in parameters:
+        name = f"model.layers.0.{name}"
+        assert weights[name].trained
+        assert not torch.allclose(weights[name].neurons(), base[name].neurons())
