@@ -40,6 +40,7 @@ bench: $(VENV)/.development
 	$(BIN)/python packages/classification/benchmarks/training_step.py
 	$(BIN)/python packages/mhe_gan/benchmarks/training_step.py
 	$(BIN)/python packages/sphereface_plus/benchmarks/verification.py
+	$(BIN)/mhe-uniformity bench
 
 clean:
 	rm -rf $(VENV) $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -29,7 +29,7 @@ from mhe_core import hyperspherical_energy
 from mhe_core.energy._tiles import value_and_gradient
 from mhe_core.energy.potential import Riesz
 from mhe_core.training.files import write_atomically
-from mhe_core.training.timing import Ratio, hardware, interleaved, report
+from mhe_core.training.timing import Ratio, hardware, interleaved, report, resident
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -248,19 +248,6 @@ def cost_of(N: int) -> Cost:
         extra / MIB,
         neurons.nbytes / MIB,
     )
-
-
-def resident(field: str) -> int:
-    """Bytes of memory this process has (VmRSS) or had at its peak (VmHWM).
-
-    Not getrusage's ru_maxrss, which starts from the peak of the parent.
-    """
-    if DEVICE.type == "cuda":
-        peak = field == "VmHWM"
-        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def machine() -> dict[str, object]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 
 from mhe_core.training.files import write_atomically
 
-__all__ = ["Ratio", "hardware", "interleaved", "report"]
+__all__ = ["Ratio", "hardware", "interleaved", "report", "resident"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,16 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     return f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
+
+
+def resident(field: str) -> int:
+    """Bytes of memory this process has (``VmRSS``) or had at its peak (``VmHWM``).
+
+    On a GPU, of its memory. Not getrusage's ru_maxrss, which starts from the peak of the parent.
+    """
+    if torch.cuda.is_available():
+        peak = field == "VmHWM"
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
