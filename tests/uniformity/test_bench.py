@@ -1,10 +1,57 @@
 import json
 import sys
 
+import pytest
+from mhe_uniformity import cli
+from mhe_uniformity.bench import Cost, distribution_names, measure, plot, write_table
 from support.programs import run_program
 
+SIZES = ((16, 8), (64, 32))
 
-def test_bench_writes_a_table_and_a_picture(tmp_path):
+
+def test_a_cost_is_measured_in_the_table_and_in_the_picture(tmp_path):
+    measured = measure("koleo", 16, 8)
+    assert measured.ratio > 0
+    assert measured.seconds > 0
+    costs = [
+        measured,
+        Cost("koleo", 64, 32, 2.5, 1.25, 3.0),
+        Cost("mgd", 16, 8, 1.0, 9.0, 3.0),
+        Cost("mgd", 64, 32, None, None, None),
+    ]
+    table = write_table(costs, SIZES, tmp_path, most_seconds=60)
+    lines = table.splitlines()
+    assert lines[0] == "| regularizer | 16×8 | 64×32 |"
+    assert lines[2].endswith("| 1.25, 3 MiB |")
+    assert lines[3] == "| mgd | 9, 3 MiB | – |"
+    assert "left out, as a step would take more than 60 seconds" in lines[-1]
+    assert json.loads((tmp_path / "table.json").read_text())["costs"][1]["seconds"] == 2.5
+    plot(costs, SIZES, tmp_path / "costs.png")
+    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_of_ours_are_measured_by_default():
+    assert set(distribution_names()) >= {"half_mhe", "koleo", "srip"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--regularizers", "kolio"], "did you mean 'koleo'"),
+        (["--most-seconds", "0"], "expected --most-seconds above 0, got 0"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", *arguments])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_command_measures_in_fresh_processes(tmp_path):
     command = ["-m", "mhe_uniformity.cli", "bench", "--quick", "--output", tmp_path]
     run = run_program(sys.executable, *command, "--regularizers", "koleo,half_mhe")
     table = (tmp_path / "table.md").read_text()
@@ -12,7 +59,5 @@ def test_bench_writes_a_table_and_a_picture(tmp_path):
     assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| koleo", "| half_mhe"]
     costs = json.loads((tmp_path / "table.json").read_text())["costs"]
     assert [(cost["name"], cost["N"], cost["d"]) for cost in costs] == [
-        (name, N, d) for name in ("koleo", "half_mhe") for N, d in ((16, 8), (64, 32))
+        (name, N, d) for name in ("koleo", "half_mhe") for N, d in SIZES
     ]
-    assert all(cost["ratio"] > 0 and cost["seconds"] > 0 for cost in costs)
-    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")

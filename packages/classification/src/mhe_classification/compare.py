@@ -18,6 +18,7 @@ from mhe_core.training.compare import (
 )
 from mhe_core.training.plots import Panel, plot_against, plot_curves
 from mhe_core.training.processes import make_accelerator
+from mhe_core.training.published import all_regularizers, published_settings
 from mhe_core.training.run import saved_config
 from torch import nn
 
@@ -49,7 +50,13 @@ class CompareConfig(ClassificationConfig):
 
     Attributes:
         output: the folder of the runs, the table and the curves.
-        regularizers: which, with commas between; the first is the one compared with.
+        regularizers: which, with commas between; the first is the one compared with. "all" stands
+            for none and all that are installed.
+        hidden_weight: of all regularizers; default: the weight that each was published with, or 1
+            where it names none.
+        output_weight: of all regularizers; default: the published one, or 10.
+        output_regularizer: of the output layer; default: the method's own where it was published
+            for this layer, too, with the published options, else mhe.
         seeds: which, with commas between.
         lrs: learning rates, with commas between, in place of --lr: one comparison for each, and a
             picture of the test error against them.
@@ -57,17 +64,18 @@ class CompareConfig(ClassificationConfig):
 
     output: Path = Path("runs/compare")
     regularizers: str = "none,mhe,half_mhe"
+    hidden_weight: float | None = None  # type: ignore[assignment]  # until a method has set it
+    output_weight: float | None = None  # type: ignore[assignment]
+    output_regularizer: str | None = None  # type: ignore[assignment]
     seeds: str = "0,1,2"
     lrs: str | None = None
 
 
 def compare(config: CompareConfig) -> Comparison:
     """Train what is not yet trained, and write table.md, table.json and pictures."""
-    settings = {field.name: getattr(config, field.name) for field in fields(ClassificationConfig)}
-    methods = {
-        name: ClassificationConfig(**{**settings, "regularizer": name})
-        for name in comma_separated(config.regularizers)
-    }
+    every = config.regularizers == "all"
+    names = ["none", *all_regularizers()] if every else comma_separated(config.regularizers)
+    methods = {name: method_config(config, name) for name in names}
     seeds = [int(seed) for seed in comma_separated(config.seeds)]
     comparison = compare_runs(
         train,
@@ -83,6 +91,18 @@ def compare(config: CompareConfig) -> Comparison:
     if any(comparison.paths.values()):
         print(f"Angles: {plot_angles(networks(comparison), config.output / 'angles.png')}")
     return comparison
+
+
+def method_config(config: CompareConfig, regularizer: str) -> ClassificationConfig:
+    """The settings of one method's runs: those given, then those published, then train's."""
+    given = {field.name: getattr(config, field.name) for field in fields(ClassificationConfig)}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    published = published_settings(regularizer)
+    if config.output_regularizer is not None or config.output_options:
+        published = {k: v for k, v in published.items() if not k.startswith("output_")}
+    elif "output_options" in published:
+        del chosen["output_options"]
+    return ClassificationConfig(**{**published, **chosen, "regularizer": regularizer})
 
 
 def compare_learning_rates(config: CompareConfig, lrs: Sequence[float]) -> None:

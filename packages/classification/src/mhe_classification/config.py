@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mhe_core.errors import UserError
@@ -51,6 +51,7 @@ class ClassificationConfig(TrainingConfig):
         power_s: the published interface to the energy: s, with a for the angular distance.
         convention: constants of the paper or of the released code.
         output_regularizer: regularizer of the output layer, or none.
+        output_options: its own hyperparameters, as KEY=VALUE ….
         projection_dim: of the comhe regularizers.
         num_projections: of comhe_random.
         redraw_interval: of comhe_random, in steps.
@@ -81,6 +82,7 @@ class ClassificationConfig(TrainingConfig):
     power_s: Literal["0", "1", "2", "a0", "a1", "a2"] | None = None
     convention: Literal["paper", "released_code"] | None = None
     output_regularizer: str = "mhe-core:mhe"
+    output_options: dict[str, Any] = field(default_factory=dict)
     projection_dim: int | None = None
     num_projections: int | None = None
     redraw_interval: int | None = None

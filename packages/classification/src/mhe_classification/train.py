@@ -70,7 +70,7 @@ def build_regularizer(config: ClassificationConfig, model: nn.Module) -> Network
             hidden_weight=config.hidden_weight,
             output_weight=config.output_weight,
             hidden_options=config.hidden_options(),
-            output_options=config.energy_options(),
+            output_options={**config.energy_options(), **config.output_options},
         )
 
 

@@ -26,12 +26,14 @@ class Published(Regularizer):
             the program covers these only, of class vectors or features; None where no program
             has been published.
         published_output_weight: the factor in the output layer.
+        published_output_options: hyperparameters that differ in the output layer.
         variants: what ``variant`` can be.
     """
 
     paper: ClassVar[str]
     published_weight: ClassVar[float | None] = None
     published_output_weight: ClassVar[float | None] = None
+    published_output_options: ClassVar[dict[str, Any]] = {}
     variants: ClassVar[tuple[str, ...]] = ("paper", "released")
 
     def __init__(self, num_neurons: int, dim: int, *, variant: str = "paper") -> None:

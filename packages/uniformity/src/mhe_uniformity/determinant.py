@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mhe_core.energy.rows import directions, wide_dtype
@@ -50,6 +50,7 @@ class MGD(Published):
     paper = "Liu et al., AISTATS 2021, arXiv 2103.01649"
     published_weight = 0.01
     published_output_weight = 0.1
+    published_output_options: ClassVar[dict[str, Any]] = {"half_space": False}
 
     def __init__(
         self, num_neurons: int, dim: int, *, variant: str = "paper", half_space: bool = True

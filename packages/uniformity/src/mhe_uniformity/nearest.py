@@ -7,7 +7,7 @@ only, :math:`j(i) = \arg\max_{j \ne i} u_i^\top u_j`, which are found tile by ti
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mhe_core.energy.rows import directions
@@ -63,6 +63,7 @@ class MHS(NearestNeighbours):
     paper = "Liu et al., AISTATS 2021, arXiv 2103.01649"
     published_weight = 0.1
     published_output_weight = 1.0
+    published_output_options: ClassVar[dict[str, Any]] = {"half_space": False}
 
     def __init__(
         self,

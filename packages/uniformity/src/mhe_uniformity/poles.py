@@ -9,7 +9,7 @@ momentum that outlasts the network's steps.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mhe_core.energy.rows import directions
@@ -32,6 +32,8 @@ class Polar(Seeded):
         poles: buffer ``[1, d]``, the pole.
         momentum: buffer ``[1, d]``, that of its steps.
     """
+
+    published_output_options: ClassVar[dict[str, Any]] = {"half_space": False}
 
     poles: Tensor
     momentum: Tensor

@@ -75,8 +75,9 @@ class TrainingConfig:
             if value is not None and value <= 0:
                 raise UserError(f"expected {flag(name)} above 0, got {value}")
         for name in ("hidden_weight", "output_weight", "workers", "seed", "lr"):
-            if getattr(self, name) < 0:
-                raise UserError(f"expected {flag(name)} at least 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UserError(f"expected {flag(name)} at least 0, got {value}")
         if self.steps is not None and self.epochs is not None:
             raise UserError(
                 f"expected --steps or --epochs, got both ({self.steps} and {self.epochs})"
