@@ -1,7 +1,9 @@
 """What every test relies on."""
 
 import os
+import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -37,5 +39,27 @@ def torchrun():
 
     def run(processes, *command, **options):
         return programs.run_program(*programs.torchrun(processes, *command), **options)
+
+    return run
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run an installed command in this process, which spares its imports.
+
+    Returns what it printed; its exit status must be ``status``.
+    """
+
+    def run(name, *arguments, status=0):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        (script,) = entry_points(group="console_scripts", name=name)
+        try:
+            found = script.load()() or 0
+        except SystemExit as stop:
+            found = stop.code or 0
+        printed = capsys.readouterr()
+        assert found == status, printed.out + printed.err
+        return subprocess.CompletedProcess(sys.argv, found, printed.out, printed.err)
 
     return run

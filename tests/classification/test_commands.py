@@ -1,67 +1,46 @@
 """The commands as a user types them, on tiny real data, in processes of their own."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 import yaml
 from mhe_classification import compare
-from mhe_classification.cli import main
+from support.programs import run_program, script
+from support.runs import records
 
 TINY = ["--width", "0.0625", "--image-size", "8", "--batch-size", "32", "--device", "cpu"]
 
 
-def run(*arguments, status=0, path=None, launcher=()):
-    environment = dict(os.environ, MPLBACKEND="agg")
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
-    found = subprocess.run(
-        [sys.executable, *launcher, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
-    )
-    assert found.returncode == status, found.stdout + found.stderr
-    assert "Traceback" not in found.stderr
-    return found
-
-
-def cli(*arguments, **options):
-    return run("-c", "from mhe_classification.cli import main; main()", *arguments, **options)
-
-
-def test_train_test_and_resume(tmp_path):
+def test_train_test_and_resume(tmp_path, command):
     out = tmp_path / "run"
-    trained = cli("train", "--output", out, "--steps", 6, *TINY, "--regularizer", "half_mhe")
+    arguments = ["train", "--output", out, "--steps", 6, *TINY]
+    trained = run_program(script("mhe-classification"), *arguments, "--regularizer", "half_mhe")
     assert "test_error" in trained.stdout
     summary = json.loads((out / "summary.json").read_text())
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert {"step", "loss", "penalty"} <= set(records[-1])
+    assert {"step", "loss", "penalty"} <= set(records(out)[-1])
     assert yaml.safe_load((out / "config.yaml").read_text())["regularizer"] == "half_mhe"
-    tested = run("-m", "mhe_classification.test", out, "--device", "cpu")
+    tested = run_program(sys.executable, "-m", "mhe_classification.test", out, "--device", "cpu")
     report = json.loads(tested.stdout)
     assert report["test_error"] == summary["test_error"]
 
-    again = cli("train", "--output", out, "--steps", 6, *TINY, status=2)
+    again = command("mhe-classification", *arguments, status=2)
     assert "already holds a run" in again.stderr
-    cli("train", "--output", out, "--resume", "--workers", "1")
+    command("mhe-classification", "train", "--output", out, "--resume", "--workers", "1")
 
 
 def test_a_third_partys_regularizer_needs_no_change_here(tmp_path, example_plugin):
     out = tmp_path / "run"
     arguments = ["--regularizer", "minimal_angle", "--hidden-weight", "0.07", "--steps", 3, *TINY]
-    run("-m", "mhe_classification.train", "--output", out, *arguments, path=example_plugin)
-    assert json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["penalty"] != 0
+    train = (sys.executable, "-m", "mhe_classification.train", "--output", out, *arguments)
+    run_program(*train, env={"PYTHONPATH": str(example_plugin)})
+    assert records(out)[-1]["penalty"] != 0
 
 
-def test_compare_writes_table_and_curves_and_keeps_complete_runs(tmp_path):
+def test_compare_writes_table_and_curves_and_keeps_complete_runs(tmp_path, command):
     arguments = ["compare", "--output", tmp_path, "--regularizers", "none,mhe", "--seeds", "0,1"]
     arguments += ["--steps", 4, "--eval-every", 2, *TINY]
-    printed = cli(*arguments).stdout
+    printed = command("mhe-classification", *arguments).stdout
     table = (tmp_path / "table.md").read_text()
     assert table in printed
     assert "curves.png" in printed
@@ -73,7 +52,7 @@ def test_compare_writes_table_and_curves_and_keeps_complete_runs(tmp_path):
     (tmp_path / "mhe/seed1/summary.json").unlink()
     weights = tmp_path / "none/seed0/checkpoints/last"
     before = weights.stat().st_mtime_ns
-    cli(*arguments)
+    command("mhe-classification", *arguments)
     assert weights.stat().st_mtime_ns == before
     assert (tmp_path / "table.md").read_text().splitlines()[0] == table.splitlines()[0]
 
@@ -110,30 +89,22 @@ def test_compare_draws_errors_against_learning_rates(tmp_path):
         (["paint"], 2, "expected a command, got 'paint'"),
     ],
 )
-def test_a_users_error_is_one_message(tmp_path, monkeypatch, capsys, arguments, status, message):
+def test_a_users_error_is_one_message(tmp_path, monkeypatch, command, arguments, status, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["mhe-classification", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == status
-    printed = capsys.readouterr().err
+    printed = command("mhe-classification", *arguments, status=status).stderr
     assert message in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "r").exists()
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path):
+def test_two_processes_take_the_steps_of_one(tmp_path, torchrun):
     # Without batch norm, a batch split over processes gives the same gradient.
     arguments = ["-m", "mhe_classification.train", "--data", "digits", "--batch-size", "8"]
     arguments += ["--model", "vit_tiny_patch16_224", "--steps", "3", "--log-every", "1"]
     arguments += ["--device", "cpu", "--regularizer", "mhe", "--output"]
-    run(*arguments, tmp_path / "one")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run(*arguments, tmp_path / "two", launcher=torchrun)
-    one, two = (
-        [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
+    run_program(sys.executable, *arguments, tmp_path / "one")
+    torchrun(2, *arguments, tmp_path / "two")
+    one, two = (records(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):
         # crops are drawn per process, so the images differ; the energies of the first step do not

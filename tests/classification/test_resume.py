@@ -1,18 +1,15 @@
 """A run killed at any moment and resumed is the run that was never killed, to the bit."""
 
-import json
-import multiprocessing
 import os
-import random
 import signal
-import time
 
 import pytest
-import torch
 from mhe_classification.config import ClassificationConfig
 from mhe_classification.train import train
 from mhe_core.training.checkpoint import CheckpointError, load_checkpoint
 from mhe_core.training.loop import TrainingDiverged, TrainingInterrupted
+from support.kills import forked, kill, kill_again_and_again
+from support.runs import assert_same_run, records
 
 STEPS = 40
 
@@ -33,47 +30,6 @@ def tiny(path, **changes):
     return ClassificationConfig(output=path, **{**settings, **changes})
 
 
-def figures(run):
-    """The records of metrics.jsonl but for the wall clock."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if not k.endswith("_seconds")} for x in lines]
-
-
-def assert_same(a, b):
-    states = [load_checkpoint(run / "checkpoints/last")["state"] for run in (a, b)]
-    flat = [torch.utils._pytree.tree_flatten(state)[0] for state in states]
-    for x, y in zip(*flat, strict=True):
-        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
-    assert figures(a) == figures(b)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mhe_classification.train", "sklearn.model_selection"])
-    return context
-
-
-def kill_at_random_until_done(processes, config, seed, kills):
-    """Start the run again and again; SIGKILL it at random moments after its first checkpoint."""
-    chance = random.Random(seed)
-    last = config.output / "checkpoints/last"
-    for _ in range(kills):
-        process = processes.Process(target=train, args=(config,))
-        before = last.stat().st_mtime_ns if last.exists() else 0
-        process.start()
-        while process.is_alive() and not (last.exists() and last.stat().st_mtime_ns > before):
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.25))
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    process = processes.Process(target=train, args=(config,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-
-
 @pytest.mark.parametrize(
     ("regularizer", "changes"),
     [
@@ -84,32 +40,27 @@ def kill_at_random_until_done(processes, config, seed, kills):
         ("comhe_adversarial", {"projection_dim": 4, "inner_steps": 2}),
     ],
 )
-def test_killed_and_resumed_is_never_killed(processes, tmp_path, regularizer, changes):
+def test_killed_and_resumed_is_never_killed(tmp_path, regularizer, changes):
     settings = {"regularizer": regularizer, **changes}
     train(tiny(tmp_path / "whole", **settings))
-    kill_at_random_until_done(processes, tiny(tmp_path / "killed", **settings), 0, kills=3)
-    assert_same(tmp_path / "whole", tmp_path / "killed")
-    assert len(figures(tmp_path / "whole")) == 16  # 3, 6, 9, 10, 12, … 39, 40
+    kill_again_and_again(train, tiny(tmp_path / "killed", **settings))
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert len(records(tmp_path / "whole")) == 16  # 3, 6, 9, 10, 12, … 39, 40
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(processes, tmp_path):
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
     config = tiny(tmp_path / "killed")
-    process = processes.Process(target=train, args=(config,))
-    process.start()
     half_written = config.output / "checkpoints/.last.writing"
     last = config.output / "checkpoints/last"
-    while not (last.exists() and half_written.exists()):
-        assert process.is_alive(), "the run ended before a write was seen"
-        time.sleep(0)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    with forked(train, config) as process:
+        kill(process, lambda: last.exists() and half_written.exists())
     assert 1 <= load_checkpoint(last)["step"] < STEPS
     train(config)
     train(tiny(tmp_path / "whole"))
-    assert_same(tmp_path / "whole", tmp_path / "killed")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_asked_to_stop_it_saves_and_says_how_to_go_on(processes, tmp_path, monkeypatch):
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
     from mhe_core.training.loop import Loop
 
     record = Loop._record
@@ -127,7 +78,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(processes, tmp_path, monke
     monkeypatch.undo()
     train(config)
     train(tiny(tmp_path / "whole", checkpoint_every=1000))
-    assert_same(tmp_path / "whole", tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(tmp_path):
@@ -137,7 +88,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     good = load_checkpoint(tmp_path / "run/checkpoints/last")
     bad = load_checkpoint(tmp_path / "run/checkpoints/diverged")
     assert bad["step"] > good["step"]
-    assert figures(tmp_path / "run")[-1]["step"] == good["step"]
+    assert records(tmp_path / "run")[-1]["step"] == good["step"]
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
@@ -152,7 +103,7 @@ def test_bfloat16_follows_float32(tmp_path):
     runs = {amp: tmp_path / amp for amp in ("no", "bf16")}
     for amp, path in runs.items():
         train(tiny(path, amp=amp, steps=5, log_every=1, eval_every=5))
-    for a, b in zip(*(figures(path) for path in runs.values()), strict=True):
+    for a, b in zip(*(records(path) for path in runs.values()), strict=True):
         assert a["loss"] != b["loss"]
         assert b["loss"] == pytest.approx(a["loss"], rel=0.05)
 

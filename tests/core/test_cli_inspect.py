@@ -22,12 +22,12 @@ from mhe_core.cli.inspect import layer_table
 from mhe_core.diagnostics import inspect
 from mhe_core.diagnostics._torch_files import read_torch_file
 from mhe_core.diagnostics.weights import load_state_dict
+from support.programs import run_program
 from torch import nn
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mhe_core.cli", "inspect", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    return run_program(sys.executable, "-m", "mhe_core.cli", "inspect", *arguments, status=status)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,6 @@ def refused(path: Path) -> str:
 
 def test_the_table_has_every_layer(file, network):
     result = run(file)
-    assert result.returncode == 0, result.stderr
     head, *rows = result.stdout.splitlines()
     columns = "layer, N, d, energy, bound, random, smallest°, mean°, near, zero"
     assert head.split() == columns.split(", ")
@@ -172,8 +171,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, network):
     path, trace = tmp_path / "weights.pt", tmp_path / "ran"
     content = {"state_dict": network.state_dict(), "bait": Bait(trace)}
     torch.save(content, path)
-    result = run(path)
-    assert result.returncode == 2
+    result = run(path, status=2)
     assert result.stderr.startswith(f"mhe: error: refused to read {path}: it has more than")
     assert "mkdir" in result.stderr
     assert result.stderr.count("\n") == 1

@@ -1,25 +1,21 @@
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mhe_core.cli import main
+from support.programs import run_program, script
 
-MODULE = [sys.executable, "-m", "mhe_core.cli"]
-SCRIPT = [str(Path(sys.executable).with_name("mhe"))]
+MODULE = (sys.executable, "-m", "mhe_core.cli")
+SCRIPT = (script("mhe"),)
 
 
 def mhe(*arguments, command=MODULE, path=""):
-    environment = os.environ | {"PYTHONPATH": str(path)}
-    run = [*command, *arguments]
-    return subprocess.run(run, env=environment, text=True, capture_output=True, check=False)
+    return run_program(*command, *arguments, env={"PYTHONPATH": str(path)})
 
 
 @pytest.mark.parametrize("command", [MODULE, SCRIPT], ids=["module", "script"])
 def test_each_regularizer_has_a_line(command):
     run = mhe("list", command=command)
-    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stderr == ""
     header, *lines = run.stdout.splitlines()
     assert header.split() == ["name", "distribution", "summary"]
     where = {word: header.index(word) for word in header.split()}
@@ -50,7 +46,7 @@ def test_what_is_broken_is_shown_with_its_problem(tmp_path, write_distribution):
     write_distribution(tmp_path, "broken-dist", targets, modules, version="0.3")
     write_distribution(tmp_path, "other-dist", [("mhe", "raising:F")])
     run = mhe("list", path=tmp_path)
-    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stderr == ""
     rows = [line.split(maxsplit=3) for line in run.stdout.splitlines()]
     assert ["gone", "broken-dist", "0.3", "broken: no module named 'absent_module'"] in rows
     assert ["raising", "broken-dist", "0.3", "Its summary."] in rows

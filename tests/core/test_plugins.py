@@ -1,5 +1,3 @@
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from mhe_core import (
 )
 from mhe_core import registry as plugins_module
 from mhe_core.registry import HyperparameterError, RegularizerNameError
+from support.programs import run_program
 from torch import nn
 
 GOOD = '''
@@ -62,9 +61,8 @@ def listed(name):
 
 
 def in_subprocess(code, path):
-    environment = os.environ | {"PYTHONPATH": str(path)}
-    command = [sys.executable, "-c", code]
-    return subprocess.check_output(command, env=environment, text=True).strip()
+    environment = {"PYTHONPATH": str(path)}
+    return run_program(sys.executable, "-c", code, env=environment).stdout.strip()
 
 
 # What is found
@@ -94,10 +92,8 @@ print(all(bool(layer.weight.grad.any()) for layer in model))
 
 def test_the_example_passes_its_own_tests(example_plugin):
     folder = Path(__file__).parents[1] / "example_plugin"
-    environment = os.environ | {"PYTHONPATH": str(example_plugin)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
-    run = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder)
+    run = run_program(*command, env={"PYTHONPATH": str(example_plugin)})
     assert " passed" in run.stdout
     assert "skipped" not in run.stdout
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 
 import mhe_core
 import pytest
+from support.programs import run_program
 
 ROOT = Path(mhe_core.__file__).parent
 # Each room may import those before it.
@@ -116,7 +116,7 @@ def test_modules_can_be_imported_from_where_they_were(old):
 def test_nothing_in_core_takes_the_old_paths():
     command = [sys.executable, "-W", "error::DeprecationWarning:mhe_core", "-c"]
     code = "import mhe_core, mhe_core.testing; mhe_core.create_regularizer('comhe_random', 4, 50)"
-    subprocess.run([*command, code], check=True)
+    run_program(*command, code)
 
 
 def test_the_version_is_that_of_the_distribution():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from itertools import product
 
@@ -15,6 +13,7 @@ from mhe_core.energy import _pairs as pairs
 from mhe_core.energy import _tiles as tiles
 from mhe_core.energy.potential import Riesz
 from mhe_core.energy.reference import definition
+from support.programs import run_program
 from torch import Tensor, nn
 
 POWERS = (0.0, 0.5, 1.0, 2.0, 3.7)
@@ -260,11 +259,5 @@ print("MiB", (resident("VmHWM") - before) / 1024 - neurons.nbytes / 2**20)
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_memory_is_that_of_a_few_tiles(threads):
     # The cosines alone would be 3.4 GiB. With two threads, the heap is scattered more easily.
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": threads},
-    )
+    done = run_program(sys.executable, "-c", MEMORY, env={"OMP_NUM_THREADS": threads})
     assert float(re.search(r"MiB (.*)", done.stdout)[1]) < 32

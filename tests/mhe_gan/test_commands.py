@@ -1,9 +1,6 @@
 """The commands beside train, on real runs: sample, test, compare."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +9,16 @@ from mhe_core.training.checkpoint import CheckpointError
 from mhe_core.training.run import RunError
 from mhe_gan.sample import draw_noise, interpolated_noise, load_generator
 from PIL import Image
+from support.programs import run_program, script
+from support.runs import records
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     """A classifier of digits, trained by the command of the other application."""
     path = tmp_path_factory.mktemp("classifier") / "run"
-    program = Path(sys.executable).with_name("mhe-classification")
-    arguments = ["train", "--output", path, "--width", "0.125", "--steps", "20", "--device", "cpu"]
-    subprocess.run([str(x) for x in (program, *arguments)], check=True, capture_output=True)
+    arguments = ("train", "--output", path, "--width", "0.125", "--steps", "20", "--device", "cpu")
+    run_program(script("mhe-classification"), *arguments)
     return path
 
 
@@ -29,9 +27,19 @@ def pixels(path):
         return np.asarray(image)
 
 
-def test_sample_grid_and_single_images(trained, tmp_path, run_command, run_process):
-    run_process("sample", trained, "--num", 9, "--seed", 3, "--output", tmp_path / "grid.png")
-    run_command("sample", trained, "--num", 9, "--seed", 3, "--output", tmp_path / "single")
+def test_sample_grid_and_single_images(trained, tmp_path, command):
+    run_program(
+        script("mhe-gan"),
+        "sample",
+        trained,
+        "--num",
+        9,
+        "--seed",
+        3,
+        "--output",
+        tmp_path / "grid.png",
+    )
+    command("mhe-gan", "sample", trained, "--num", 9, "--seed", 3, "--output", tmp_path / "single")
     grid = pixels(tmp_path / "grid.png")
     assert grid.shape == (3 * 34 + 2, 3 * 34 + 2, 3)
     files = sorted((tmp_path / "single").iterdir())
@@ -40,15 +48,15 @@ def test_sample_grid_and_single_images(trained, tmp_path, run_command, run_proce
         row, column = divmod(i, 3)
         top, left = 34 * row + 2, 34 * column + 2
         assert np.array_equal(pixels(file), grid[top : top + 32, left : left + 32])
-    run_command("sample", trained, "--seed", 0, "--output", tmp_path / "same.png")
+    command("mhe-gan", "sample", trained, "--seed", 0, "--output", tmp_path / "same.png")
     assert np.array_equal(
         pixels(tmp_path / "same.png"), pixels(trained / "samples" / "step000024.png")
     )
 
 
-def test_sample_interpolates_between_two_noises(trained, tmp_path, run_command):
+def test_sample_interpolates_between_two_noises(trained, tmp_path, command):
     arguments = ("--num", 10, "--interpolate", 5, "--output", tmp_path / "rows.png")
-    run_command("sample", trained, *arguments)
+    command("mhe-gan", "sample", trained, *arguments)
     assert pixels(tmp_path / "rows.png").shape == (2 * 34 + 2, 5 * 34 + 2, 3)
 
     noise = interpolated_noise(10, 5, seed=4).view(2, 5, 128)
@@ -81,7 +89,7 @@ def test_the_averages_batch_norms_fit_its_weights(trained):
     assert (by_running_statistics - by_its_own).abs().mean() < 0.08 * by_its_own.std()
 
 
-def test_what_is_no_run(trained, tmp_path, run_command):
+def test_what_is_no_run(trained, tmp_path, command):
     with pytest.raises(RunError, match="expected a run directory"):
         load_generator(tmp_path)
     with pytest.raises(FileNotFoundError, match="expected a checkpoint at"):
@@ -93,14 +101,14 @@ def test_what_is_no_run(trained, tmp_path, run_command):
     (broken / "checkpoints" / "last").write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="truncated"):
         load_generator(broken)
-    done = run_command("sample", broken, "--output", tmp_path / "x.png", ok=False)
+    done = command("mhe-gan", "sample", broken, "--output", tmp_path / "x.png", status=2)
     assert "truncated" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_test_scores_the_final_generator_with_a_classifier(trained, classifier, run_process):
+def test_test_scores_the_final_generator_with_a_classifier(trained, classifier, command):
     arguments = ("--num-samples", 40, "--feature-extractor", classifier, "--reference", "test")
-    done = run_process("test", trained, *arguments)
+    done = run_program(script("mhe-gan"), "test", trained, *arguments)
     report = json.loads((trained / "test.json").read_text())
     assert json.loads(done.stdout) == report
     assert "best" not in report  # no score has chosen one
@@ -112,16 +120,16 @@ def test_test_scores_the_final_generator_with_a_classifier(trained, classifier, 
     assert 1 < report["real_inception_score"] <= 10
 
 
-def test_scores_while_it_trains_choose_the_best(tmp_path, classifier, run_command):
+def test_scores_while_it_trains_choose_the_best(trained, tmp_path, classifier, command):
     run = tmp_path / "run"
-    run_command(
-        "train", "--output", run, "--score-every", 9, "--best-by", "fid", "--num-samples", 30,
+    command(
+        "mhe-gan", "train", "--config", trained / "config.yaml", "--output", run,
+        "--score-every", 9, "--best-by", "fid", "--num-samples", 30,
         "--feature-extractor", classifier,
     )  # fmt: skip
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    fids = {record["step"]: record["fid"] for record in records if "fid" in record}
+    fids = {record["step"]: record["fid"] for record in records(run) if "fid" in record}
     assert list(fids) == [9, 18, 24]  # records come at multiples of 5
-    run_command("test", run, "--num-samples", 30, "--feature-extractor", classifier)
+    command("mhe-gan", "test", run, "--num-samples", 30, "--feature-extractor", classifier)
     report = json.loads((run / "test.json").read_text())
     assert report["best_chosen_by"] == "fid while it trained"
     best = min(fids, key=fids.get)
@@ -130,13 +138,13 @@ def test_scores_while_it_trains_choose_the_best(tmp_path, classifier, run_comman
     assert report["final"]["fid"] == pytest.approx(fids[24], rel=1e-4)
 
 
-def test_compare_makes_a_table_samples_and_curves(tmp_path, classifier, run_command, run_process):
+def test_compare_makes_a_table_samples_and_curves(tmp_path, classifier, command):
     arguments = (
         "compare", "--output", tmp_path / "compare", "--models", "baseline,mhe,mhe+sn",
         "--seeds", "0,1", "--steps", 6, "--log-every", 3, "--width", 0.0625, "--batch-size", 16,
         "--num-samples", 30, "--feature-extractor", classifier, "--device", "cpu",
     )  # fmt: skip
-    done = run_process(*arguments)
+    done = run_program(script("mhe-gan"), *arguments)
     table = (tmp_path / "compare" / "table.md").read_text()
     assert table in done.stdout
     rows = json.loads((tmp_path / "compare" / "table.json").read_text())["methods"]
@@ -151,14 +159,16 @@ def test_compare_makes_a_table_samples_and_curves(tmp_path, classifier, run_comm
     assert (tmp_path / "compare" / "curves.png").exists()
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "compare").rglob("*.json")}
-    again = run_command(*arguments)
+    again = command("mhe-gan", *arguments)
     assert table in again.stdout
     changed = {p.name for p, at in before.items() if p.stat().st_mtime_ns != at}
     assert changed == {"table.json"}  # complete runs are neither trained nor scored again
 
 
-def test_unknown_models_and_commands(run_command, tmp_path):
-    done = run_command("compare", "--models", "sn,wgan", ok=False)
+def test_unknown_models_and_commands(command, tmp_path):
+    done = command("mhe-gan", "compare", "--models", "sn,wgan", status=2)
     assert "expected --models of baseline, sn, mhe, mhe+sn, got wgan" in done.stderr
-    done = run_command("sample", tmp_path, "--output", tmp_path / "x.png", "--num", 0, ok=False)
+    done = command(
+        "mhe-gan", "sample", tmp_path, "--output", tmp_path / "x.png", "--num", 0, status=2
+    )
     assert "expected --num and --batch-size above 0" in done.stderr

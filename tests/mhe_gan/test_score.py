@@ -74,15 +74,15 @@ def folders(tmp_path):
     return write(tmp_path / "a", pixels(60)), write(tmp_path / "b", pixels(60, 1, 20))
 
 
-def test_command_prints_every_score_with_interval_and_number(folders, run_command):
+def test_command_prints_every_score_with_interval_and_number(folders, command):
     common = ("--reference", folders[1], "--feature-extractor", "colours", "--device", "cpu")
-    printed = json.loads(run_command("score", folders[0], *common, "--json").stdout)
+    printed = json.loads(command("mhe-gan", "score", folders[0], *common, "--json").stdout)
     assert [*printed][:7] == NAMES
     for name in NAMES:
         found = printed[name]
         assert found["low"] <= found["value"] <= found["high"]
         assert (found["num_images"], found["num_reference"]) == (60, 60)
-    table = run_command("score", folders[0], *common).stdout
+    table = command("mhe-gan", "score", folders[0], *common).stdout
     assert "60 images against 60, colours" in table
     assert f"{printed['fid']['value']:.4f}" in table
 

@@ -1,10 +1,6 @@
 import copy
 import json
 import math
-import random
-import signal
-import subprocess
-import time
 
 import mhe_gan.train
 import numpy as np
@@ -13,31 +9,19 @@ import torch
 from mhe_core.training.checkpoint import load_checkpoint
 from mhe_core.training.images import DataError
 from mhe_core.training.loop import TrainingDiverged
+from mhe_core.training.run import read_config
 from mhe_core.training.seeding import seed_all
 from mhe_gan.config import GANConfig
 from mhe_gan.losses import discriminator_loss, generator_loss
 from mhe_gan.train import train
 from PIL import Image
+from support.kills import kill_again_and_again
+from support.runs import assert_same_run, records
 from torch import nn
 
 
-def state_of(run, name="last"):
-    return load_checkpoint(run / "checkpoints" / name)
-
-
-def flattened(content, prefix=""):
-    if isinstance(content, dict):
-        items = content.items()
-    elif isinstance(content, (list, tuple)):
-        items = enumerate(content)
-    else:
-        return {prefix: content}
-    return {k: v for key, part in items for k, v in flattened(part, f"{prefix}/{key}").items()}
-
-
-def without_seconds(run):
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.endswith("_seconds")} for r in records]
+def steps_of(run, name="last"):
+    return load_checkpoint(run / "checkpoints" / name)["step"]
 
 
 def test_one_step_is_what_it_says(make_trainer):
@@ -107,12 +91,12 @@ def test_variants_train(make_trainer, settings):
 
 
 def test_a_run_directory(trained):
-    records = without_seconds(trained)
-    assert [record["step"] for record in records] == [5, 10, 15, 20, 24]
+    found = records(trained)
+    assert [record["step"] for record in found] == [5, 10, 15, 20, 24]
     layers = [f"singular_value.features.{i}" for i in range(0, 14, 2)]
     figures = {"loss", "generator_loss", "discriminator_loss", "penalty", "discriminator_energy"}
-    assert figures | {*layers, "singular_value.output"} <= set(records[0])
-    assert records[0]["penalty"] != 0
+    assert figures | {*layers, "singular_value.output"} <= set(found[0])
+    assert found[0]["penalty"] != 0
     grids = sorted(path.name for path in (trained / "samples").iterdir())
     assert grids == ["step000008.png", "step000016.png", "step000024.png"]
     with Image.open(trained / "samples" / grids[-1]) as grid:
@@ -123,36 +107,18 @@ def test_a_run_directory(trained):
     assert "mhe-gan" in summary
 
 
-def test_killed_and_resumed_it_ends_the_same(tmp_path, trained, command):
-    run, moments = tmp_path / "run", random.Random(1)
-    arguments = command("train", "--output", run, "--resume")
-    kills = 0
-    while kills < 2:
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        before = (run / "checkpoints" / "last").exists()
-        while process.poll() is None and not (run / "checkpoints" / "last").exists():
-            time.sleep(0.01)
-        if before:
-            time.sleep(moments.uniform(3, 6))  # somewhere in its imports or its steps
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL or 2
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert without_seconds(run) == without_seconds(trained)
-    ours, theirs = (flattened(state_of(path)["state"]) for path in (run, trained))
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(ours[name], value), name
-        else:
-            assert ours[name] == value, name
+def test_killed_and_resumed_it_ends_the_same(tmp_path, trained):
+    changes = {"output": tmp_path, "resume": True, "checkpoint_every": 1}
+    config = GANConfig(**{**read_config(trained), **changes})
+    kill_again_and_again(train, config)
+    assert_same_run(tmp_path, trained)
     for grid in (trained / "samples").iterdir():
-        assert (run / "samples" / grid.name).read_bytes() == grid.read_bytes()
+        assert (tmp_path / "samples" / grid.name).read_bytes() == grid.read_bytes()
 
 
-def test_another_model_is_not_resumed(trained, run_command):
-    done = run_command("train", "--output", trained, "--resume", "--no-spectral-norm", ok=False)
-    assert "was started with other settings" in done.stderr
+def test_another_model_is_not_resumed(trained, command):
+    arguments = ("train", "--output", trained, "--resume", "--no-spectral-norm")
+    assert "was started with other settings" in command("mhe-gan", *arguments, status=2).stderr
 
 
 PROCESSES = """
@@ -187,7 +153,7 @@ if accelerator.is_main_process:
 def test_two_processes_keep_the_same_weights(tmp_path, torchrun):
     (tmp_path / "program.py").write_text(PROCESSES)
     torchrun(2, tmp_path / "program.py", tmp_path / "run")
-    assert [record["step"] for record in without_seconds(tmp_path / "run")] == [2, 4]
+    assert [record["step"] for record in records(tmp_path / "run")] == [2, 4]
     assert (tmp_path / "run" / "samples" / "step000004.png").exists()
 
 
@@ -204,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_it_and_keeps_the_last_good_state(tmp_pa
     monkeypatch.setattr(mhe_gan.train, "discriminator_loss", breaks_at_seven)
     with pytest.raises(TrainingDiverged, match="not finite at step 10"):
         train(config_of(tmp_path, steps=20, checkpoint_every=5))
-    assert state_of(tmp_path)["step"] == 5
+    assert steps_of(tmp_path) == 5
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -216,11 +182,11 @@ def test_a_discriminator_without_mistakes_stops_it(tmp_path, monkeypatch):
     monkeypatch.setattr(mhe_gan.train, "discriminator_loss", wins_from_thirteen)
     with pytest.raises(TrainingDiverged, match=r"below 0\.001 for 8 steps up to step 20"):
         train(config_of(tmp_path, steps=40, checkpoint_every=5))
-    assert state_of(tmp_path)["step"] == 15
-    assert state_of(tmp_path, "previous")["step"] == 10  # before the first such step
+    assert steps_of(tmp_path) == 15
+    assert steps_of(tmp_path, "previous") == 10  # before the first such step
 
 
-def test_images_of_another_size(tmp_path, run_command):
+def test_images_of_another_size(tmp_path):
     for split in ("train", "test"):
         folder = tmp_path / "images" / split / "a"
         folder.mkdir(parents=True)

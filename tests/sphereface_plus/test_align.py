@@ -3,10 +3,7 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -24,8 +21,8 @@ from sphereface_plus.faces import (
     similarity,
     warp_face,
 )
-
-ALIGN = [sys.executable, "-m", "sphereface_plus.align"]
+from support.kills import forked, kill
+from support.programs import run_program
 
 
 @settings(deadline=None, max_examples=50)
@@ -182,15 +179,10 @@ def test_a_killed_job_continues_where_it_stopped(orl, tmp_path):
     output = tmp_path / "aligned"
     for person in sorted((orl / "train").iterdir())[:9]:
         shutil.copytree(person, tmp_path / "photographs" / person.name)
-    command = [*ALIGN, "--images", str(tmp_path / "photographs"), "--output", str(output)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     journal = output / "align.jsonl"
-    for _ in range(6000):
-        if journal.exists() and len(journal.read_text().splitlines()) > 10:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    config = AlignConfig(images=tmp_path / "photographs", output=output)
+    with forked(align, config) as process:
+        kill(process, lambda: journal.exists() and len(journal.read_text().splitlines()) > 10)
     with journal.open("a") as file:
         file.write('{"image": "orl_s01/orl')  # killed while it wrote
     done = {json.loads(line)["image"] for line in journal.read_text().splitlines()[1:-1]}
@@ -198,7 +190,7 @@ def test_a_killed_job_continues_where_it_stopped(orl, tmp_path):
     times = {name: (output / name).stat().st_mtime_ns for name in done}
 
     (output / sorted(done)[0]).unlink()  # lost in between: made again
-    report = align(AlignConfig(images=tmp_path / "photographs", output=output))
+    report = align(config)
     assert (report["images"], report["aligned"]) == (90, 90)
     again = {name for name in done if (output / name).stat().st_mtime_ns != times[name]}
     assert again == {sorted(done)[0]}
@@ -237,8 +229,7 @@ def test_user_errors_are_named(photographs, tmp_path, problem):
 
 
 def test_an_error_is_one_line_without_a_traceback(tmp_path):
-    command = [*ALIGN, "--images", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
+    arguments = ("--images", tmp_path / "nowhere", "--output", tmp_path / "out")
+    result = run_program(sys.executable, "-m", "sphereface_plus.align", *arguments, status=2)
     assert "expected a folder of photographs" in result.stderr
     assert "Traceback" not in result.stderr

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,16 +18,10 @@ from sphereface_plus.test import main as verify_main
 from sphereface_plus.test import test as verify_run
 from sphereface_plus.train import train
 from sphereface_plus.verification import ten_fold
+from support.programs import run_program, script
 
-COMMAND = [sys.executable, "-c", "from sphereface_plus.cli import main; main()"]
 SMALL = ["--model=sfnet4", "--width=0.1", "--dim=16", "--batch-size=32", "--lr=0.02"]
 PICTURES = ("roc.png", "scores.png", "errors.png")
-
-
-def run(*arguments, check=True):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=check
-    )
 
 
 def test_raw_photographs_to_a_report(orl, tmp_path, capsys):
@@ -46,9 +38,12 @@ def test_raw_photographs_to_a_report(orl, tmp_path, capsys):
 
     align.main(["--images", str(tmp_path / "raw"), "--output", str(tmp_path / "aligned")])
     assert "40 images: 40 aligned, 0 without a face" in capsys.readouterr().out
-    run("train", "--data", tmp_path / "aligned", "--output", tmp_path / "run", *SMALL, "--steps=30")
+    program = script("sphereface-plus")
+    train = ("train", "--data", tmp_path / "aligned", "--output", tmp_path / "run", "--steps=30")
+    run_program(program, *train, *SMALL)
     report_folder = tmp_path / "report"
-    result = run(
+    result = run_program(
+        program,
         "test",
         tmp_path / "run",
         "--images",

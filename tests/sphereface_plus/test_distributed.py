@@ -1,13 +1,12 @@
 """Two processes against one: the same batches, the same weights, whole or sharded class vectors."""
 
-import json
-
 import pytest
 import torch
 from mhe_core.training.checkpoint import load_checkpoint
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.penalty import sharded_energy
 from sphereface_plus.train import train
+from support.runs import records
 
 SETTINGS = {"model": "sfnet4", "width": 0.1, "dim": 8, "lr": 0.05, "batch_size": 32, "steps": 9}
 SETTINGS |= {"checkpoint_every": 3, "eval_every": 3, "log_every": 3, "device": "cpu"}
@@ -35,10 +34,7 @@ def assert_alike(run, expected_run):
         torch.testing.assert_close(
             found["state"][part], expected["state"][part], rtol=1e-3, atol=2e-5
         )
-    losses = [
-        [json.loads(line)["loss"] for line in (r / "metrics.jsonl").read_text().splitlines()]
-        for r in (run, expected_run)
-    ]
+    losses = [[record["loss"] for record in records(r)] for r in (run, expected_run)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -1,11 +1,6 @@
 """Training, on digits and on small folders of faces: the run directory, resume, MHE, bad input."""
 
-import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -17,25 +12,18 @@ from sphereface_plus.config import FaceConfig
 from sphereface_plus.embedding import FaceModel, load_run
 from sphereface_plus.penalty import Penalty
 from sphereface_plus.train import learning_rate, train
+from support.kills import changes, forked, kill
+from support.runs import assert_same_run, records, state
 
 SMALL = {"model": "sfnet4", "width": 0.1, "dim": 16, "lr": 0.02, "batch_size": 64}
-TRAIN = [sys.executable, "-m", "sphereface_plus.train"]
 
 
 def config(output, **settings):
     return FaceConfig(output=output, **{**SMALL, "steps": 4, **settings})
 
 
-def weights(run, name="last"):
-    return load_checkpoint(run / "checkpoints" / name)["state"]["model"]
-
-
-def records(run):
-    """metrics.jsonl without wall-clock figures."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if not k.endswith("_seconds")} for line in lines
-    ]
+def weights(run):
+    return state(run)["model"]
 
 
 def test_digits_are_learnt_and_unseen_digits_told_apart(tmp_path):
@@ -136,22 +124,13 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path):
     options |= {"regularizer": "comhe_random", "regularizer_options": {"projection_dim": 4}}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(config(whole, **options))
-    command = [*TRAIN, "--config", str(whole / "config.yaml")]
-    command += ["--output", str(killed)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    for _ in range(6000):
-        if (killed / "checkpoints" / "last").exists():
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    last = killed / "checkpoints" / "last"
+    with forked(train, config(killed, **options)) as process:
+        kill(process, changes(last, times=1))
     assert not (killed / "summary.json").exists()
     train(config(killed, resume=True, **options))
-    expected, found = weights(whole), weights(killed)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert found["head.iteration"] == 60
-    assert records(killed) == records(whole)
+    assert_same_run(killed, whole)
+    assert weights(killed)["head.iteration"] == 60
 
 
 def test_fine_tuning_starts_from_the_weights_of_another_run(tmp_path):
