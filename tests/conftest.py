@@ -7,15 +7,18 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-import torch
 from support import programs
 
-# Tiny networks run faster on one thread, and the processes that tests start inherit it.
+# Tiny networks run faster on one thread, and the processes that tests start inherit it. Read when
+# torch is imported, so that nothing here may import it before.
+assert "torch" not in sys.modules
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):
     """Skip what needs a GPU where there is none."""
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("cuda"):
