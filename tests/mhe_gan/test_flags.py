@@ -1,0 +1,176 @@
+"""Every flag of mhe-gan changes what is written, or is known not to."""
+
+import numpy as np
+import pytest
+from mhe_classification.config import ClassificationConfig
+from mhe_classification.train import train as train_classifier
+from mhe_gan import compare as compare_command
+from mhe_gan.compare import MODELS, CompareConfig, compare
+from mhe_gan.config import GANConfig
+from mhe_gan.sample import SampleConfig, sample
+from mhe_gan.train import train
+from PIL import Image
+from support.images import noise_folder
+from support.wiring import (
+    SHARED,
+    Changes,
+    Same,
+    check_all_reach_the_runs,
+    check_flag,
+    check_no_entry_is_left_over,
+    differing,
+    flags,
+    written,
+)
+
+BASE = {"width": 0.0625, "batch_size": 8, "steps": 2, "log_every": 1, "sample_every": 2}
+BASE |= {"checkpoint_every": 2, "lr": 0.02, "ema": 0.0, "device": "cpu"}
+MHE = {"hidden_weight": 1.0}  # the published weights are too small to be seen in two steps
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory):
+    """Two classifiers to score with."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    tiny = {"width": 0.0625, "image_size": 8, "steps": 1, "device": "cpu"}
+    for seed in (0, 1):
+        train_classifier(ClassificationConfig(output=folder / str(seed), seed=seed, **tiny))
+    return [str(folder / "0"), str(folder / "1")]
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory, classifiers):
+    scored = {"score_every": 1, "feature_extractor": classifiers[0], "num_samples": 20}
+    shared = {k: v for k, v in SHARED.items() if k in flags(GANConfig)}
+    return shared | {
+        "data": Changes(str(noise_folder(tmp_path_factory.mktemp("noise"), size=32))),
+        "model": Changes("resnet"),
+        "spectral_norm": Changes(False),
+        "loss": Changes("hinge"),
+        "regularizer": Changes("none", "mhe-core:half_mhe", given=MHE),
+        "regularizer_options": Changes({"s": 1.0}, given=MHE),
+        "hidden_weight": Changes(1.0),
+        "output_weight": Same("the discriminator's output layer has one neuron", 3.0),
+        "generator_weight": Changes(1.0),
+        "penalty_every": Changes(2, given=MHE),
+        "beta1": Changes(0.9),
+        "beta2": Changes(0.9),
+        "n_dis": Changes(2),
+        "ema": Changes(0.01, given={"ema": 0.05}),
+        "image_size": Changes(48),
+        "sample_every": Changes(1, what="files"),
+        "score_every": Changes(2, given=scored, what="records"),
+        "best_by": Changes("fid", given=scored, what="best"),
+        "num_samples": Changes(30, given=scored, what="records"),
+        "feature_extractor": Changes(classifiers[1], given=scored, what="records"),
+        "reference": Changes("test", given=scored, what="records"),
+        "weights": Same("those of Inception, which no test downloads"),
+    }
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """What a run with such settings writes; each is trained once."""
+    known = {}
+
+    def run(settings):
+        key = repr(sorted(settings.items()))
+        if key not in known:
+            output = tmp_path_factory.mktemp("run")
+            train(GANConfig(output=output, **settings))
+            known[key] = written(output)
+        return known[key]
+
+    return run
+
+
+def test_two_runs_with_the_same_settings_write_the_same(tmp_path, outcome):
+    train(GANConfig(output=tmp_path, **BASE))
+    for part, content in written(tmp_path).items():
+        assert differing(content, outcome(BASE)[part]) == []
+
+
+@pytest.mark.parametrize("name", flags(GANConfig))
+def test_every_flag_of_train(name, entries, outcome):
+    check_flag(GANConfig, name, entries, outcome, BASE)
+
+
+def test_no_entry_is_left_over(entries):
+    check_no_entry_is_left_over(GANConfig, entries)
+
+
+class Planned(Exception):
+    """Compare would now train."""
+
+
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    """The runs that compare would start with such settings: methods and seeds."""
+
+    def stop(train, methods, seeds, output):
+        raise Planned(methods, seeds)
+
+    monkeypatch.setattr(compare_command, "compare_runs", stop)
+    monkeypatch.setattr(compare_command, "build_scorer", lambda *arguments: None)
+
+    def plan(settings):
+        with pytest.raises(Planned) as found:
+            compare(CompareConfig(output=tmp_path, **settings))
+        return found.value.args
+
+    return plan
+
+
+def test_flags_of_train_reach_every_run_of_compare(entries, planned):
+    own = {"output", "regularizer", "spectral_norm", "seed", "resume"}
+    check_all_reach_the_runs(
+        GANConfig,
+        entries,
+        lambda settings: planned({"models": "mhe,mhe+sn", **settings})[0].values(),
+        own,
+    )
+
+
+def test_flags_of_compare(planned):
+    methods, seeds = planned({"models": "sn,mhe", "seeds": "3,5"})
+    assert list(methods) == ["sn", "mhe"]
+    for name, config in methods.items():
+        assert {key: getattr(config, key) for key in MODELS[name]} == MODELS[name]
+    assert seeds == [3, 5]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """What sample draws with such settings, of one of two runs with a moving average."""
+    folder = tmp_path_factory.mktemp("sampled")
+    for seed in (0, 1):
+        train(GANConfig(output=folder / str(seed), **{**BASE, "ema": 0.05, "seed": seed}))
+    last, best = (folder / "0" / "checkpoints" / name for name in ("last", "best"))
+    best.unlink()
+    best.write_bytes((folder / "1" / "checkpoints" / "last").read_bytes())
+    assert last.read_bytes() != best.read_bytes()
+
+    def draw(settings):
+        file = tmp_path_factory.mktemp("drawn") / "grid.png"
+        run = folder / settings.get("run", "0")
+        sample(SampleConfig(**{**settings, "run": run, "output": file}))
+        with Image.open(file) as grid:
+            return {"pixels": {"grid": np.asarray(grid).tolist()}}
+
+    return draw
+
+
+@pytest.mark.parametrize("name", flags(SampleConfig))
+def test_every_flag_of_sample(name, drawn):
+    entries = {
+        "run": Changes("1", what="pixels"),
+        "output": Same("where the picture is"),
+        "num": Changes(5, what="pixels"),
+        "seed": Changes(1, what="pixels"),
+        "interpolate": Changes(2, what="pixels"),
+        "checkpoint": Changes("best", what="pixels"),
+        "average": Changes(False, what="pixels"),
+        "batch_size": Same("how many images are made at a time", 2),
+        "device": Same("auto is the CPU here, or figures differ by rounding"),
+    }
+    check_flag(SampleConfig, name, entries, drawn, {"run": "0", "num": 4})

@@ -1,0 +1,132 @@
+"""Every flag of sphereface-plus changes what is written, or is known not to."""
+
+import pytest
+from sphereface_plus import compare as compare_command
+from sphereface_plus.compare import CompareConfig, compare
+from sphereface_plus.config import FaceConfig
+from sphereface_plus.train import train
+from support.images import noise_folder
+from support.wiring import (
+    SHARED,
+    Changes,
+    Same,
+    check_all_reach_the_runs,
+    check_flag,
+    check_no_entry_is_left_over,
+    differing,
+    flags,
+    written,
+)
+
+BASE = {"model": "sfnet4", "width": 0.1, "dim": 8, "batch_size": 8, "steps": 2, "log_every": 1}
+BASE |= {"eval_every": 2, "checkpoint_every": 2, "lr": 0.02, "warmup": 0.0, "device": "cpu"}
+BASE |= {"image_size": "16x16"}
+MHE = {"regularizer": "mhe"}
+
+PAIRS = "2\t1\na\t1\t2\na\t1\tb\t1\nb\t1\t2\na\t2\tb\t2\n"
+OTHER_PAIRS = "2\t1\na\t3\t4\na\t3\tb\t4\nb\t3\t4\na\t4\tb\t3\n"
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faces")
+    for seed in (0, 1):
+        noise_folder(folder / str(seed), size=16, seed=seed, start=1)
+    (folder / "pairs.txt").write_text(PAIRS)
+    (folder / "other.txt").write_text(OTHER_PAIRS)
+    tested = {"test_data": folder / "0" / "test", "pairs": folder / "pairs.txt"}
+    train(FaceConfig(output=folder / "first", **{**BASE, "seed": 1}))
+    return SHARED | {
+        "data": Changes(str(folder / "0")),
+        "model": Changes("sfnet10"),
+        "regularizer": Changes("mhe", "half_mhe"),
+        "regularizer_options": Changes({"s": 1.0}, given=MHE),
+        "output_weight": Changes(3.0, given=MHE),
+        "mhe_weight": Changes(3.0, given=MHE),
+        "hidden_regularizer": Changes("mhe"),
+        "hidden_weight": Changes(3.0, given={"hidden_regularizer": "mhe"}),
+        "regularizer_start": Changes(1, given=MHE),
+        "anchors": Changes("batch", given={**MHE, "batch_size": 4}),
+        "dim": Changes(6),
+        "variant": Changes("sphereface_r", "cosface", "arcface", "softmax"),
+        "margin": Changes(2.0),
+        "scale": Changes(10.0, given={"variant": "cosface"}),
+        "annealing": Changes({"base": 5.0}),
+        "shard_classes": Same("in one process it is the same head, but for rounding"),
+        "init": Changes(folder / "first"),
+        "image_size": Changes("24x16"),
+        "validation_people": Changes(2),
+        "test_data": Changes(folder / "1" / "test", given=tested, what="records"),
+        "pairs": Changes(folder / "other.txt", given=tested, what="records"),
+        "milestones": Changes([1]),
+        "warmup": Changes(0.9),
+    }
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """What a run with such settings writes; each is trained once."""
+    known = {}
+
+    def run(settings):
+        key = repr(sorted(settings.items()))
+        if key not in known:
+            output = tmp_path_factory.mktemp("run")
+            train(FaceConfig(output=output, **settings))
+            known[key] = written(output)
+        return known[key]
+
+    return run
+
+
+def test_two_runs_with_the_same_settings_write_the_same(tmp_path, outcome):
+    train(FaceConfig(output=tmp_path, **BASE))
+    for part, content in written(tmp_path).items():
+        assert differing(content, outcome(BASE)[part]) == []
+
+
+@pytest.mark.parametrize("name", flags(FaceConfig))
+def test_every_flag_of_train(name, entries, outcome):
+    check_flag(FaceConfig, name, entries, outcome, BASE)
+
+
+def test_no_entry_is_left_over(entries):
+    check_no_entry_is_left_over(FaceConfig, entries)
+
+
+class Planned(Exception):
+    """Compare would now train."""
+
+
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    """The runs that compare would start with such settings: methods and seeds."""
+
+    def stop(train, methods, seeds, output):
+        raise Planned(methods, seeds)
+
+    monkeypatch.setattr(compare_command, "compare_runs", stop)
+
+    def plan(settings):
+        with pytest.raises(Planned) as found:
+            compare(CompareConfig(output=tmp_path, **settings))
+        return found.value.args
+
+    return plan
+
+
+def test_flags_of_train_reach_every_run_of_compare(entries, planned):
+    own = {"output", "regularizer", "margin", "annealing", "seed", "resume"}
+    check_all_reach_the_runs(
+        FaceConfig,
+        entries,
+        lambda settings: planned({"margins": "2", **settings})[0].values(),
+        own,
+    )
+
+
+def test_flags_of_compare(planned):
+    methods, seeds = planned({"margins": "1,3", "regularizers": "none,mhe", "seeds": "3,5"})
+    found = [(config.margin, config.regularizer) for config in methods.values()]
+    assert found == [(1, "none"), (1, "mhe"), (3, "none"), (3, "mhe")]
+    assert seeds == [3, 5]
