@@ -83,6 +83,7 @@ SHARED: dict[str, Changes | Same] = {
     "device": Same("on another device figures differ by rounding"),
     "amp": Changes("bf16"),
     "resume": Same("there is nothing to resume", True),
+    "extended_at": Same("a run notes it itself"),
     "optimizer": Changes("adamw"),
     "momentum": Changes(0.5),
     "weight_decay": Changes(0.1),
