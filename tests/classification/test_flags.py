@@ -2,7 +2,6 @@
 
 import pytest
 from mhe_classification import compare as compare_command
-from mhe_classification.compare import CompareConfig, compare
 from mhe_classification.config import ClassificationConfig
 from mhe_classification.train import train
 from support.images import noise_folder
@@ -14,6 +13,7 @@ from support.wiring import (
     check_no_entry_is_left_over,
     differing,
     flags,
+    planning,
     written,
 )
 
@@ -90,25 +90,10 @@ def test_no_entry_is_left_over(entries):
     check_no_entry_is_left_over(ClassificationConfig, entries)
 
 
-class Planned(Exception):
-    """Compare would now train."""
-
-
 @pytest.fixture
 def planned(monkeypatch, tmp_path):
     """The runs that compare would start with such settings: methods and seeds."""
-
-    def stop(train, methods, seeds, output):
-        raise Planned(methods, seeds)
-
-    monkeypatch.setattr(compare_command, "compare_runs", stop)
-
-    def plan(settings):
-        with pytest.raises(Planned) as found:
-            compare(CompareConfig(output=tmp_path, **settings))
-        return found.value.args
-
-    return plan
+    return planning(monkeypatch, compare_command, tmp_path)
 
 
 def test_flags_of_train_reach_every_run_of_compare(entries, planned):

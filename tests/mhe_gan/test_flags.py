@@ -5,7 +5,7 @@ import pytest
 from mhe_classification.config import ClassificationConfig
 from mhe_classification.train import train as train_classifier
 from mhe_gan import compare as compare_command
-from mhe_gan.compare import MODELS, CompareConfig, compare
+from mhe_gan.compare import MODELS
 from mhe_gan.config import GANConfig
 from mhe_gan.sample import SampleConfig, sample
 from mhe_gan.train import train
@@ -20,6 +20,7 @@ from support.wiring import (
     check_no_entry_is_left_over,
     differing,
     flags,
+    planning,
     written,
 )
 
@@ -99,26 +100,11 @@ def test_no_entry_is_left_over(entries):
     check_no_entry_is_left_over(GANConfig, entries)
 
 
-class Planned(Exception):
-    """Compare would now train."""
-
-
 @pytest.fixture
 def planned(monkeypatch, tmp_path):
     """The runs that compare would start with such settings: methods and seeds."""
-
-    def stop(train, methods, seeds, output):
-        raise Planned(methods, seeds)
-
-    monkeypatch.setattr(compare_command, "compare_runs", stop)
     monkeypatch.setattr(compare_command, "build_scorer", lambda *arguments: None)
-
-    def plan(settings):
-        with pytest.raises(Planned) as found:
-            compare(CompareConfig(output=tmp_path, **settings))
-        return found.value.args
-
-    return plan
+    return planning(monkeypatch, compare_command, tmp_path)
 
 
 def test_flags_of_train_reach_every_run_of_compare(entries, planned):

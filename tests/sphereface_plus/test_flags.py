@@ -2,7 +2,6 @@
 
 import pytest
 from sphereface_plus import compare as compare_command
-from sphereface_plus.compare import CompareConfig, compare
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.train import train
 from support.images import noise_folder
@@ -15,6 +14,7 @@ from support.wiring import (
     check_no_entry_is_left_over,
     differing,
     flags,
+    planning,
     written,
 )
 
@@ -30,14 +30,18 @@ OTHER_PAIRS = "2\t1\na\t3\t4\na\t3\tb\t4\nb\t3\t4\na\t4\tb\t3\n"
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faces")
-    for seed in (0, 1):
-        noise_folder(folder / str(seed), size=16, seed=seed, start=1)
+    noise_folder(folder / "noise", size=16, start=1)
+    for name in "ab":  # one photograph of each person, four times: no pair is told wrongly
+        (folder / "alike" / name).mkdir(parents=True)
+        photograph = (folder / "noise/test" / name / f"{name}_0001.png").read_bytes()
+        for i in range(1, 5):
+            (folder / "alike" / name / f"{name}_{i:04d}.png").write_bytes(photograph)
     (folder / "pairs.txt").write_text(PAIRS)
     (folder / "other.txt").write_text(OTHER_PAIRS)
-    tested = {"test_data": folder / "0" / "test", "pairs": folder / "pairs.txt"}
+    tested = {"test_data": folder / "noise/test", "pairs": folder / "pairs.txt"}
     train(FaceConfig(output=folder / "first", **{**BASE, "seed": 1}))
     return SHARED | {
-        "data": Changes(str(folder / "0")),
+        "data": Changes(str(folder / "noise")),
         "model": Changes("sfnet10"),
         "regularizer": Changes("mhe", "half_mhe"),
         "regularizer_options": Changes({"s": 1.0}, given=MHE),
@@ -56,7 +60,7 @@ def entries(tmp_path_factory):
         "init": Changes(folder / "first"),
         "image_size": Changes("24x16"),
         "validation_people": Changes(2),
-        "test_data": Changes(folder / "1" / "test", given=tested, what="records"),
+        "test_data": Changes(folder / "alike", given=tested, what="records"),
         "pairs": Changes(folder / "other.txt", given=tested, what="records"),
         "milestones": Changes([1]),
         "warmup": Changes(0.9),
@@ -94,25 +98,10 @@ def test_no_entry_is_left_over(entries):
     check_no_entry_is_left_over(FaceConfig, entries)
 
 
-class Planned(Exception):
-    """Compare would now train."""
-
-
 @pytest.fixture
 def planned(monkeypatch, tmp_path):
     """The runs that compare would start with such settings: methods and seeds."""
-
-    def stop(train, methods, seeds, output):
-        raise Planned(methods, seeds)
-
-    monkeypatch.setattr(compare_command, "compare_runs", stop)
-
-    def plan(settings):
-        with pytest.raises(Planned) as found:
-            compare(CompareConfig(output=tmp_path, **settings))
-        return found.value.args
-
-    return plan
+    return planning(monkeypatch, compare_command, tmp_path)
 
 
 def test_flags_of_train_reach_every_run_of_compare(entries, planned):

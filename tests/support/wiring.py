@@ -15,11 +15,13 @@ import dataclasses
 import itertools
 import json
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from mhe_core.training.checkpoint import load_checkpoint
 
@@ -34,6 +36,7 @@ __all__ = [
     "check_no_entry_is_left_over",
     "differing",
     "flags",
+    "planning",
     "written",
 ]
 
@@ -176,6 +179,28 @@ def check_all_reach_the_runs(
         if any(one != value for one in found):
             lost.append(name)
     assert lost == []
+
+
+class Planned(Exception):
+    """Compare would now train."""
+
+
+def planning(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, output: Path
+) -> Callable[[dict[str, Any]], tuple[Mapping[str, Any], Sequence[int]]]:
+    """What an application's compare would train, with such settings: methods and seeds."""
+
+    def stop(train: Any, methods: Any, seeds: Any, output: Any, **options: Any) -> None:
+        raise Planned(methods, seeds)
+
+    monkeypatch.setattr(module, "compare_runs", stop)
+
+    def plan(settings: dict[str, Any]) -> tuple[Mapping[str, Any], Sequence[int]]:
+        with pytest.raises(Planned) as found:
+            module.compare(module.CompareConfig(output=output, **settings))
+        return found.value.args
+
+    return plan
 
 
 def written(run: Path) -> dict[str, dict[str, Any]]:
