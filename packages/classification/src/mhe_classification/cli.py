@@ -6,12 +6,18 @@ import sys
 
 from mhe_core.training.command import dispatch
 
-from mhe_classification import compare, test, train
+from mhe_classification import compare, export, predict, test, train
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run ``mhe-classification train|test|compare``."""
-    commands = {"train": train.main, "test": test.main, "compare": compare.main}
+    """Run ``mhe-classification train|test|compare|predict|export``."""
+    commands = {
+        "train": train.main,
+        "test": test.main,
+        "compare": compare.main,
+        "predict": predict.main,
+        "export": export.main,
+    }
     sys.exit(dispatch("mhe-classification", commands))

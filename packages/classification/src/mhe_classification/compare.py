@@ -23,9 +23,10 @@ from mhe_core.training.run import saved_config
 from torch import nn
 
 from mhe_classification.angles import plot_angles
+from mhe_classification.classifier import load
 from mhe_classification.config import ClassificationConfig
-from mhe_classification.test import load_classifier
-from mhe_classification.train import new_model, prepare, train
+from mhe_classification.initial import new_model
+from mhe_classification.train import prepare, train
 
 __all__ = ["CompareConfig", "compare", "main"]
 
@@ -123,11 +124,11 @@ def error_panel(config: CompareConfig) -> Panel:
 def networks(comparison: Comparison) -> dict[str, nn.Module]:
     """A network before training, and after, by method: of the first seed that did not diverge."""
     runs = {label: paths[0] for label, paths in comparison.paths.items() if paths}
-    trained = {label: load_classifier(path, "last")[0] for label, path in runs.items()}
+    trained = {label: load(path, "last").network for label, path in runs.items()}
     first = next(iter(runs.values()))
     facts = load_checkpoint(first / "checkpoints" / "last")["facts"]
     config = saved_config(ClassificationConfig, first)
-    untrained = new_model(config, len(facts["classes"]), facts["image_size"])
+    untrained = new_model(config, facts["classes"], facts["image_size"])
     return {"before training": untrained, **trained}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig
 from mhe_core.training.naming import own_name
+from mhe_core.training.run import read_config
 
 from mhe_classification.recipes import recipe_defaults
 
@@ -31,6 +33,16 @@ class ClassificationConfig(TrainingConfig):
     Attributes:
         model: a timm model; vgg9, resnet20, resnet32 and resnet56 for small images are ours.
         lr: highest learning rate.
+        init: weights to start from, of a run directory or of a file (safetensors, or torch.save's);
+            an output layer of other classes begins at random.
+        pretrained: start from timm's weights of the model, which are downloaded.
+        model_options: further arguments of the timm model, as KEY=VALUE ….
+        drop_path: probability with which timm's models skip the last residual branch; earlier ones
+            less.
+        normalization: of the pixels, published, (x - 127.5) / 128, or that of the timm model's
+            weights; default: model with --pretrained, the run's with --init RUN, else published.
+        grad_checkpointing: compute activations twice to save memory, where the model can.
+        channels_last: keep images and weights in that memory format, which GPUs prefer.
         image_size: height and width of the images; default: 32 for digits, else the images' own.
         flip: mirror training images at random; default: yes, except for digits.
         validation_fraction: part of the training images held out to choose checkpoints/best.
@@ -38,9 +50,12 @@ class ClassificationConfig(TrainingConfig):
         loss: cross_entropy, or released, the published program's.
         label_smoothing: probability spread over all classes.
         mixup: alpha of mixup; 0 for none.
+        cutmix: alpha of cutmix, which takes turns with mixup; 0 for none.
+        random_erasing: probability with which noise covers a rectangle of a training image.
         optimizer: a timm optimizer; momentum is SGD without Nesterov's correction.
         momentum: of the optimizer.
-        weight_decay: on all parameters.
+        weight_decay: on all parameters, or, with --no-decay-norm-bias, on weights alone.
+        decay_norm_bias: whether norms and biases decay as well, as published.
         schedule: a timm schedule, such as cosine or multistep.
         milestones: steps at which multistep divides the learning rate by 10.
         warmup: fraction of the steps in which the learning rate rises to --lr.
@@ -62,6 +77,13 @@ class ClassificationConfig(TrainingConfig):
 
     model: str = "vgg9"
     lr: float | None = None  # type: ignore[assignment]  # until the recipe has set it
+    init: Path | None = None
+    pretrained: bool = False
+    model_options: dict[str, Any] = field(default_factory=dict)
+    drop_path: float = 0.0
+    normalization: Literal["published", "model"] | None = None
+    grad_checkpointing: bool = False
+    channels_last: bool = False
     image_size: int | None = None
     flip: bool | None = None
     validation_fraction: float = 0.0
@@ -69,9 +91,12 @@ class ClassificationConfig(TrainingConfig):
     loss: Literal["cross_entropy", "released"] | None = None
     label_smoothing: float | None = None
     mixup: float = 0.0
+    cutmix: float = 0.0
+    random_erasing: float = 0.0
     optimizer: str = "momentum"
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    decay_norm_bias: bool = True
     schedule: str | None = None
     milestones: list[int] | None = None
     warmup: float | None = None
@@ -98,19 +123,43 @@ class ClassificationConfig(TrainingConfig):
                 setattr(self, name, value)
         if self.flip is None:
             self.flip = self.data != "digits"
+        if self.normalization is None:
+            self.normalization = self._usual_normalization()
         super().__post_init__()
-        for name in ("validation_fraction", "label_smoothing", "warmup", "ema"):
+        for name in ("validation_fraction", "label_smoothing", "warmup", "ema", "drop_path"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 flag = name.replace("_", "-")
                 raise UserError(f"expected --{flag} at least 0 and below 1, got {value}")
-        if self.mixup and self.loss == "released":
-            raise UserError("--mixup goes with --loss cross_entropy, got --loss released")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise UserError(f"expected --{name} at least 0, got {getattr(self, name)}")
+            if getattr(self, name) and self.loss == "released":
+                raise UserError(f"--{name} goes with --loss cross_entropy, got --loss released")
+        if not 0 <= self.random_erasing <= 1:
+            raise UserError(f"expected --random-erasing from 0 to 1, got {self.random_erasing}")
+        if self.pretrained and self.init is not None:
+            raise UserError(f"expected --pretrained or --init, got both ({self.init})")
         if not 1 <= self.accumulate <= self.batch_size:
             raise UserError(
                 f"expected --accumulate from 1 to the batch size {self.batch_size}, "
                 f"got {self.accumulate}"
             )
+
+    def _usual_normalization(self) -> Literal["published", "model"]:
+        """That with which the weights to start from were trained, if there are such."""
+        if self.init is not None and Path(self.init).is_dir():
+            return read_config(self.init).get("normalization") or "published"
+        return "model" if self.pretrained else "published"
+
+    def network_options(self) -> dict[str, Any]:
+        """Arguments of the timm model: only those that were asked for."""
+        options: dict[str, Any] = {}
+        if self.model == "vgg9" and self.bn_momentum is not None:
+            options["bn_momentum"] = self.bn_momentum
+        if self.drop_path:
+            options["drop_path_rate"] = self.drop_path
+        return {**options, **self.model_options}
 
     def energy_options(self) -> dict[str, Any]:
         """Options of an energy, for every layer: only those that were asked for."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch.nn.functional as F
-from mhe_core.errors import UserError
+from mhe_core.errors import UserError, users_request
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -181,7 +181,12 @@ OURS = ("vgg9", "resnet20", "resnet32", "resnet56")
 
 
 def build_model(
-    name: str, num_classes: int, img_size: int, width: float = 1.0, **options: Any
+    name: str,
+    num_classes: int,
+    img_size: int,
+    width: float = 1.0,
+    pretrained: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Any timm model for RGB images of ``img_size`` pixels and ``num_classes`` classes.
 
@@ -190,10 +195,13 @@ def build_model(
         num_classes: C.
         img_size: height and width of the images.
         width: factor on the channels, for our own models.
+        pretrained: with timm's weights but for the output layer, which are downloaded.
         options: further arguments of the model.
 
     Raises:
-        ValueError: for an unknown name, or a width where the model has none.
+        UserError: for an unknown name, or a width, an option or pretrained weights where the model
+            has none.
+        OSError: if the weights cannot be downloaded.
     """
     if not timm.is_model(name):
         near = timm.list_models(f"*{name[:6]}*")[:5]
@@ -205,4 +213,11 @@ def build_model(
     fixed_size = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     if name == "vgg9" or fixed_size:
         options["img_size"] = img_size
-    return timm.create_model(name, num_classes=num_classes, **options)
+    if pretrained and (name in OURS or not timm.is_model_pretrained(name)):
+        raise UserError(f"--pretrained: there are no weights of {name}; --init takes a file")
+    with users_request(f"--model {name}{_spelled(options)}"):
+        return timm.create_model(name, pretrained, num_classes=num_classes, **options)
+
+
+def _spelled(options: dict[str, Any]) -> str:
+    return f" with {', '.join(f'{k}={v!r}' for k, v in options.items())}" if options else ""

@@ -14,22 +14,16 @@ from accelerate import Accelerator
 from mhe_core import NetworkRegularizer
 from mhe_core.diagnostics.bounds import lower_bound
 from mhe_core.network import weight_at
-from mhe_core.training.augment import normalize
 from mhe_core.training.batches import whole_set
-from mhe_core.training.checkpoint import load_checkpoint
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.files import write_atomically
-from mhe_core.training.images import ImageSet
-from mhe_core.training.loop import restore_state
+from mhe_core.training.images import ImageSet, load_folder, load_images, with_classes
 from mhe_core.training.processes import make_accelerator
-from mhe_core.training.run import saved_config
 from torch import Tensor, nn
 
-from mhe_classification.config import ClassificationConfig
-from mhe_classification.data import load_splits
-from mhe_classification.models import build_model
+from mhe_classification.classifier import Classifier, load
 
-__all__ = ["TestConfig", "energies", "error_rate", "load_classifier", "main", "test"]
+__all__ = ["TestConfig", "energies", "error_rate", "main", "test"]
 
 
 @dataclass(kw_only=True)
@@ -40,6 +34,10 @@ class TestConfig:
         run: the run directory.
         checkpoint: best, last, or another file in its checkpoints.
         batch_size: images at a time.
+        data: other images, in place of the run's own: digits, cifar10, cifar100, a folder with
+            ``test/<class>/…``, or one with ``<class>/…``; classes are those trained on, by name.
+        data_dir: where cifar10 and cifar100 are; default: where they were in training.
+        workers: processes that decode images, where they are not kept in memory.
         device: auto, cpu, cuda, cuda:1, ….
     """
 
@@ -48,51 +46,55 @@ class TestConfig:
     run: Path
     checkpoint: str = "best"
     batch_size: int = 500
+    data: str | None = None
+    data_dir: Path | None = None
+    workers: int = 0
     device: str = "auto"
 
 
-def load_classifier(run: Path, checkpoint: str = "best") -> tuple[nn.Module, ClassificationConfig]:
-    """A trained classifier of normalized images, in evaluation mode, and its run's settings.
-
-    Raises:
-        RunError: if ``run`` is not a run directory.
-        CheckpointError: if the checkpoint is damaged or does not fit.
-    """
-    config = saved_config(ClassificationConfig, run)
-    content = load_checkpoint(Path(run) / "checkpoints" / checkpoint)
-    facts, state = content["facts"], content["state"]
-    model = build_model(config.model, len(facts["classes"]), facts["image_size"], config.width)
-    weights = {"model": state.get("ema", state["model"])}
-    restore_state({"model": model}, weights, f"{run}/checkpoints/{checkpoint}")
-    return model.eval(), config
-
-
 @torch.no_grad()
-def error_rate(model: nn.Module, images: ImageSet, accelerator: Accelerator) -> float:
-    """Fraction of the images that ``model`` puts into a wrong class; its mode stays as it was."""
-    per_class = errors_by_class(model, images, accelerator)
+def error_rate(
+    model: nn.Module, images: ImageSet, accelerator: Accelerator, *, workers: int = 0
+) -> float:
+    """Fraction of the images that ``model``, given their pixels, puts into a wrong class."""
+    per_class = errors_by_class(model, images, accelerator, workers=workers)
     return float(per_class.sum()) / len(images)
 
 
 @torch.no_grad()
 def errors_by_class(
-    model: nn.Module, images: ImageSet, accelerator: Accelerator, batch_size: int = 500
+    model: nn.Module,
+    images: ImageSet,
+    accelerator: Accelerator,
+    *,
+    batch_size: int = 500,
+    workers: int = 0,
 ) -> Tensor:
-    """Number of wrongly classified images of each class, [C], over all processes."""
-    training = model.training
+    """Number of wrongly classified images of each class, [C], over all processes.
+
+    Args:
+        model: from uint8 images to logits; all its parts are left in the mode that they were in.
+        images: what to classify.
+        accelerator: device and processes.
+        batch_size: images at a time.
+        workers: processes that decode images, where they are not kept in memory.
+    """
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     wrong = torch.zeros(len(images.classes), dtype=torch.int64, device=accelerator.device)
     for pixels, labels in whole_set(
         images,
         batch_size,
+        workers=workers,
         device=accelerator.device,
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
     ):
         with accelerator.autocast():
-            predicted = model(normalize(pixels)).argmax(-1)
+            predicted = model(pixels).argmax(-1)
         wrong += torch.bincount(labels[predicted != labels], minlength=len(wrong))
-    model.train(training)
+    for module, training in modes.items():
+        module.training = training
     return accelerator.reduce(wrong, reduction="sum")
 
 
@@ -118,21 +120,41 @@ def energies(model: nn.Module) -> dict[str, float]:
     return figures
 
 
+def images_to_test(config: TestConfig, classifier: Classifier) -> ImageSet:
+    """The images that are asked for, labelled by the classes that the network was trained on.
+
+    Raises:
+        DataError: if they cannot be read, or are of classes that it does not know.
+    """
+    size = (classifier.image_size, classifier.image_size)
+    folder = None if config.data is None else Path(config.data)
+    if folder is not None and folder.is_dir():
+        images = load_folder(folder / "test" if (folder / "test").is_dir() else folder, size=size)
+    else:
+        data = config.data or classifier.settings.data
+        data_dir = config.data_dir or classifier.settings.data_dir
+        images = load_images(data, "test", size=size, data_dir=data_dir)
+    return with_classes(images, classifier.classes)
+
+
 def test(config: TestConfig) -> dict[str, Any]:
-    """Error of a trained classifier on the test images of its data, also written to test.json.
+    """Error of a trained classifier on test images; test.json has that on the run's own.
 
     Returns:
         ``test_error`` and ``test_accuracy`` as fractions, ``class_accuracy`` by class, energies.
     """
-    model, settings = load_classifier(config.run, config.checkpoint)
+    classifier = load(config.run, config.checkpoint)
     accelerator = make_accelerator(config.device)
-    model.to(accelerator.device)
-    images = load_splits(settings).test
-    wrong = errors_by_class(model, images, accelerator, config.batch_size).cpu()
+    classifier.to(accelerator.device)
+    images = images_to_test(config, classifier)
+    wrong = errors_by_class(
+        classifier, images, accelerator, batch_size=config.batch_size, workers=config.workers
+    ).cpu()
     count = torch.bincount(images.labels, minlength=len(wrong))
     error = int(wrong.sum()) / len(images)
     report = {
         "checkpoint": config.checkpoint,
+        "data": config.data or classifier.settings.data,
         "images": len(images),
         "test_error": error,
         "test_accuracy": 1 - error,
@@ -141,8 +163,10 @@ def test(config: TestConfig) -> dict[str, Any]:
             for name, w, n in zip(images.classes, wrong, count, strict=True)
             if n
         },
-        **energies(model),
+        **energies(classifier.network),
     }
+    if config.data is not None:  # the run's own report stands
+        return report
     write_atomically(Path(config.run) / "test.json", json.dumps(report, indent=2) + "\n")
     return report
 

@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from mhe_core import NetworkRegularizer
 from mhe_core.errors import UserError, users_request
-from mhe_core.training.augment import normalize, random_crop, random_flip
+from mhe_core.training.augment import random_crop, random_flip
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.loop import Batch, Loop, Stateful, train_run
 from mhe_core.training.run import Run
-from mhe_core.training.seeding import seed_all
 from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from mhe_classification.config import ClassificationConfig
 from mhe_classification.data import Splits, load_splits
-from mhe_classification.models import build_model
+from mhe_classification.initial import new_model
+from mhe_classification.preprocessing import new_normalize
 from mhe_classification.recipes import loss_function
 from mhe_classification.test import energies, error_rate
 
@@ -50,13 +51,6 @@ def prepare(config: ClassificationConfig, accelerator: Accelerator) -> Trainer:
     return Trainer(config, load_splits(config), accelerator)
 
 
-def new_model(config: ClassificationConfig, num_classes: int, image_size: int) -> nn.Module:
-    """The network with the initial weights of the run's seed."""
-    seed_all(config.seed)
-    options = {"bn_momentum": config.bn_momentum} if config.model == "vgg9" else {}
-    return build_model(config.model, num_classes, image_size, config.width, **options)
-
-
 def build_regularizer(config: ClassificationConfig, model: nn.Module) -> NetworkRegularizer | None:
     """The regularizer that the flags describe, or None."""
     if config.regularizer == "none":
@@ -74,6 +68,34 @@ def build_regularizer(config: ClassificationConfig, model: nn.Module) -> Network
         )
 
 
+def build_mixup(config: ClassificationConfig, num_classes: int, processes: int) -> Mixup | None:
+    """Timm's mixup and cutmix of a batch and its reverse, or None."""
+    if not config.mixup and not config.cutmix:
+        return None
+    if config.batch_size % (2 * processes):
+        raise UserError(
+            f"expected an even --batch-size for each of {processes} process(es) with --mixup or "
+            f"--cutmix, got {config.batch_size} in all"
+        )
+    return Mixup(
+        config.mixup,
+        config.cutmix,
+        label_smoothing=config.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def save_memory(model: nn.Module, name: str) -> None:
+    """Let a model recompute its activations; a UserError if it cannot."""
+    enable = getattr(model, "set_grad_checkpointing", None)
+    try:
+        if enable is None:
+            raise NotImplementedError
+        enable(True)
+    except (AssertionError, NotImplementedError) as error:  # the first is timm's
+        raise UserError(f"--grad-checkpointing: {name} has none") from error
+
+
 class Trainer:
     """Model, loss, regularizer and optimizer of one run, and the step that they take together."""
 
@@ -83,21 +105,19 @@ class Trainer:
         self.config, self.data, self.accelerator = config, data, accelerator
         self.steps = config.total_steps(len(data.train))
         classes = len(data.train.classes)
-        self.model = new_model(config, classes, data.train.size[0]).to(accelerator.device)
+        self.normalize = new_normalize(config).to(accelerator.device)
+        self.model = new_model(config, data.train.classes, data.train.size[0])
+        self.model.to(accelerator.device).to(memory_format=self.normalize.memory_format)
+        if config.grad_checkpointing:
+            save_memory(self.model, config.model)
         self.regularizer = build_regularizer(config, self.model)
         if self.regularizer is not None:
             self.regularizer.to(accelerator.device)
         self.loss = loss_function(config.loss or "", config.label_smoothing or 0.0)
-        self.mixup = None
-        if config.mixup:
-            if config.batch_size % (2 * accelerator.num_processes):
-                raise UserError(
-                    f"expected an even --batch-size for each of {accelerator.num_processes} "
-                    f"process(es) with --mixup, got {config.batch_size} in all"
-                )
-            smoothing = config.label_smoothing
-            self.mixup = Mixup(config.mixup, label_smoothing=smoothing, num_classes=classes)
+        self.mixup = build_mixup(config, classes, accelerator.num_processes)
+        if self.mixup is not None:
             self.loss = nn.CrossEntropyLoss()  # mixup smooths the labels itself
+        self.erase = RandomErasing(config.random_erasing, mode="pixel", device=accelerator.device)
         with users_request(f"--optimizer {config.optimizer}"):
             optimizer = create_optimizer_v2(
                 self.model,
@@ -105,7 +125,7 @@ class Trainer:
                 lr=config.lr,
                 weight_decay=config.weight_decay,
                 momentum=config.momentum,
-                filter_bias_and_bn=False,
+                filter_bias_and_bn=not config.decay_norm_bias,
             )
         self.schedule = create_scheduler_v2(
             optimizer,
@@ -149,6 +169,7 @@ class Trainer:
             facts={
                 "classes": list(self.data.train.classes),
                 "image_size": self.data.train.size[0],
+                **self.normalize.constants(),
             },
         )
 
@@ -156,10 +177,11 @@ class Trainer:
         """One optimizer step on uint8 images [B, 3, h, w] and labels [B]."""
         pixels, labels = batch
         pixels = random_crop(pixels)
-        images = normalize(random_flip(pixels) if self.config.flip else pixels)
+        images = self.normalize(random_flip(pixels) if self.config.flip else pixels)
         targets = labels
         if self.mixup is not None:
             images, targets = self.mixup(images, labels)
+        images = self.erase(images)
         self.schedule.step_update(step)
         lr = self.optimizer.param_groups[0]["lr"]
         self.prepared.train()
@@ -210,7 +232,12 @@ class Trainer:
         for name in ("validation", "test"):
             images = getattr(self.data, name)
             if images is not None:
-                error = error_rate(model, images, self.accelerator)
+                error = error_rate(
+                    nn.Sequential(self.normalize, model),
+                    images,
+                    self.accelerator,
+                    workers=self.config.workers,
+                )
                 figures |= {f"{name}_error": error, f"{name}_accuracy": 1 - error}
         return figures
 

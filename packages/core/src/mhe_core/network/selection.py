@@ -65,7 +65,8 @@ def heads(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that classify: timm's distilled models have two, side by side."""
     get_classifier = getattr(model, "get_classifier", None)
     classifier = get_classifier() if get_classifier else model
-    several = classifier if isinstance(classifier, (tuple, list)) else [classifier]
+    many = isinstance(classifier, (tuple, list, nn.ModuleList))
+    several = list(classifier) if many else [classifier]
     return [head for head in several if isinstance(head, nn.Module)]
 
 

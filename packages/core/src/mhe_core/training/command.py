@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
@@ -78,8 +78,10 @@ def _parser(config_class: type, prog: str, positional: Sequence[str]) -> _Parser
     text = "show where an error comes from, in place of one line"
     parser.add_argument("--traceback", action="store_true", help=text)
     parser.add_class_arguments(config_class, skip=set(positional))
+    types = get_type_hints(config_class)
     for name in positional:
-        parser.add_argument(name, type=str)
+        several = {"nargs": "+"} if get_origin(types[name]) is list else {}
+        parser.add_argument(name, type=str, **several)
     return parser
 
 
@@ -128,7 +130,7 @@ def run_command(
     failed = True
     try:
         traceback = "--traceback" in arguments
-        with _log_on_stderr():
+        with _log_on_stderr(prog.split()[0].replace("-", "_")):
             status = exit_status(prog, lambda: command(arguments), traceback=traceback)
         failed = status != 0
         return status
@@ -141,15 +143,17 @@ def run_command(
 
 
 @contextmanager
-def _log_on_stderr() -> Iterator[None]:
-    """Show what mhe_core logs, such as what was found in a folder: of several processes, one."""
-    logger = logging.getLogger("mhe_core")
+def _log_on_stderr(package: str) -> Iterator[None]:
+    """Show what core and a package log, such as what a folder holds: of several processes, one."""
+    loggers = [logging.getLogger(name) for name in ("mhe_core", package)]
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     if os.environ.get("RANK", "0") == "0":
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        for logger in loggers:
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
