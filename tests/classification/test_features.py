@@ -1,8 +1,8 @@
 import pytest
 import torch
+from mhe_classification.classifier import load
 from mhe_classification.config import ClassificationConfig
 from mhe_classification.features import load_feature_extractor
-from mhe_classification.test import load_classifier
 from mhe_classification.train import train
 from mhe_core.training.augment import normalize
 from mhe_core.training.run import RunError
@@ -18,7 +18,7 @@ def test_a_trained_classifier_gives_features_and_logits(tmp_path, model):
     extractor = load_feature_extractor(tmp_path / "run")
     pixels = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
     features, logits = extractor(pixels)
-    classifier, _ = load_classifier(tmp_path / "run")
+    classifier = load(tmp_path / "run").network
     torch.testing.assert_close(logits, classifier(normalize(pixels)))
     head = classifier.get_classifier()
     from_features = features @ head.weight.flatten(1).T

@@ -16,7 +16,7 @@ from mhe_classification.config import ClassificationConfig
 from mhe_classification.models import build_model
 from mhe_classification.preprocessing import PUBLISHED, Normalize
 
-__all__ = ["Classifier", "load", "load_classifier"]
+__all__ = ["Classifier", "load"]
 
 
 class Classifier(nn.Module):
@@ -97,13 +97,3 @@ def load(run: Path | str, checkpoint: str = "best", device: str = "cpu") -> Clas
         network = network.to(memory_format=torch.channels_last)
     classifier = Classifier(network, normalize, classes, image_size, settings)
     return classifier.to(resolve_device(device)).eval()
-
-
-def load_classifier(run: Path, checkpoint: str = "best") -> tuple[nn.Module, ClassificationConfig]:
-    """A trained network of normalized images, in evaluation mode, and its run's settings.
-
-    Raises:
-        RunError, CheckpointError: as :func:`load`.
-    """
-    classifier = load(run, checkpoint)
-    return classifier.network, classifier.settings

@@ -41,7 +41,8 @@ class ClassificationConfig(TrainingConfig):
             less.
         normalization: of the pixels, published, (x - 127.5) / 128, or that of the timm model's
             weights; default: model with --pretrained, the run's with --init RUN, else published.
-        grad_checkpointing: compute activations twice to save memory, where the model can.
+        grad_checkpointing: compute activations twice to save memory, where the model can; the
+            running averages of batch norms then move twice a step.
         channels_last: keep images and weights in that memory format, which GPUs prefer.
         image_size: height and width of the images; default: 32 for digits, else the images' own.
         flip: mirror training images at random; default: yes, except for digits.

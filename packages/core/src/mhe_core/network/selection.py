@@ -65,8 +65,9 @@ def heads(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that classify: timm's distilled models have two, side by side."""
     get_classifier = getattr(model, "get_classifier", None)
     classifier = get_classifier() if get_classifier else model
-    many = isinstance(classifier, (tuple, list, nn.ModuleList))
-    several = list(classifier) if many else [classifier]
+    several = [classifier]
+    if isinstance(classifier, (tuple, list, nn.ModuleList)):
+        several = list(classifier)
     return [head for head in several if isinstance(head, nn.Module)]
 
 
