@@ -24,7 +24,16 @@ from sphereface_plus.pairs import PairSet
 from sphereface_plus.sharded import ShardedSphereFaceHead
 from sphereface_plus.verification import FoldResult, ten_fold
 
-__all__ = ["EMBEDDERS", "FaceModel", "embed", "load_embedder", "load_run", "verify"]
+__all__ = [
+    "EMBEDDERS",
+    "MIRRORED",
+    "FaceModel",
+    "embed",
+    "embed_both",
+    "load_embedder",
+    "load_run",
+    "verify",
+]
 
 # Pretrained embedders, by the names that facenet-pytorch has for their training sets.
 EMBEDDERS = {"facenet-vggface2": "vggface2", "facenet-casia": "casia-webface"}
@@ -105,7 +114,6 @@ def load_embedder(name: str, weights: Path | None = None) -> nn.Module:
     return network.eval()
 
 
-@torch.no_grad()
 def embed(
     backbone: nn.Module,
     images: ImageSet,
@@ -117,11 +125,26 @@ def embed(
 ) -> Tensor:
     """Embeddings of all images, each with its mirror image's as the protocol wants them.
 
-    The images are shared out over the processes; every process gets all embeddings. The
-    backbone's mode stays as it was.
-
     Returns:
         ``[N, 2 · dim]`` for ``sphereface``, ``[N, dim]`` for the others, float32.
+    """
+    both = embed_both(backbone, images, accelerator, batch_size=batch_size, workers=workers)
+    return MIRRORED[protocol](*both)
+
+
+@torch.no_grad()
+def embed_both(
+    backbone: nn.Module,
+    images: ImageSet,
+    accelerator: Accelerator,
+    *,
+    batch_size: int = 128,
+    workers: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of all images and of their mirror images, ``[N, dim]`` each, float32.
+
+    The images are shared out over the processes; every process gets all embeddings. The
+    backbone's mode stays as it was.
     """
     training = backbone.training
     backbone.eval()
@@ -138,12 +161,13 @@ def embed(
         x = normalize(pixels)
         with accelerator.autocast():
             both = backbone(torch.cat([x, x.flip(-1)])).float()
-        parts.append(MIRRORED[protocol](*both.chunk(2)))
+        parts.append(torch.cat(both.chunk(2), dim=1))
     backbone.train(training)
     mine = torch.cat(parts)
     everyone = mine.new_zeros(len(images), mine.shape[1])
     everyone[rank::processes] = mine
-    return accelerator.reduce(everyone, reduction="sum")
+    plain, mirrored = accelerator.reduce(everyone, reduction="sum").chunk(2, dim=1)
+    return plain, mirrored
 
 
 def verify(

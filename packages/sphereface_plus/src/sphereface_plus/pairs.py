@@ -12,9 +12,10 @@ from mhe_core.training.images import SUFFIXES, DataError, ImageFile, ImageSet, i
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sphereface_plus.packs import EncodedImage, read_verification_pack
 from sphereface_plus.pair_files import Pair
 
-__all__ = ["PairSet", "draw_pairs", "find_pairs", "images_on_demand"]
+__all__ = ["PairSet", "check_folds", "draw_pairs", "find_pairs", "images_on_demand", "pack_pairs"]
 
 ENUMERATED = 2000  # images of which all pairs are listed to draw from
 
@@ -124,6 +125,44 @@ def images_on_demand(files: Sequence[ImageFile], size: tuple[int, int] | None = 
         size = image_size(files[0])
     labels = torch.zeros(len(files), dtype=torch.int64)
     return ImageSet(labels=labels, classes=("face",), size=size, pixels=None, files=files)
+
+
+def check_folds(pairs: PairSet) -> None:
+    """Whether the pairs can be verified: a fold's threshold comes from the other folds.
+
+    Raises:
+        DataError: if there is one fold only, or no pair of a kind.
+    """
+    folds, same = len(np.unique(pairs.fold)), int(pairs.same.sum())
+    if folds < 2:
+        raise DataError(
+            "expected pairs in at least two folds, since a fold's threshold comes from the others, "
+            f"got {folds}"
+        )
+    if not 0 < same < len(pairs):
+        raise DataError(f"expected same and different pairs, got {same} and {len(pairs) - same}")
+
+
+def pack_pairs(file: Path, size: tuple[int, int] | None = None) -> PairSet:
+    """The pairs of a verification pack, ``lfw.bin`` and its like, in ten folds in their order.
+
+    Args:
+        file: the pack.
+        size: height and width of the images; others are resized. Default: the first one's.
+
+    Raises:
+        DataError: if the pack is damaged.
+    """
+    images, same = read_verification_pack(file)
+    files = [EncodedImage(f"image {i} of {file}", image) for i, image in enumerate(images)]
+    folds = np.array_split(np.arange(len(same)), min(10, len(same)))
+    return PairSet(
+        images_on_demand(files, size),
+        left=np.arange(0, len(images), 2),
+        right=np.arange(1, len(images), 2),
+        same=np.array(same),
+        fold=np.repeat(np.arange(len(folds)), [len(fold) for fold in folds]),
+    )
 
 
 def draw_pairs(images: ImageSet, folds: int = 10, per_fold: int = 30, seed: int = 0) -> PairSet:

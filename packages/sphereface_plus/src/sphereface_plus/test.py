@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import Accelerator
 from mhe_core.errors import UserError
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.files import write_atomically
 from mhe_core.training.processes import make_accelerator
 from torch import nn
+from torch.nn import functional
 
 from sphereface_plus.align import AlignConfig, align
+from sphereface_plus.arguments import lists_spelled_out
 from sphereface_plus.data import digits
-from sphereface_plus.embedding import FACENET_SIZE, load_embedder, load_run, verify
+from sphereface_plus.embedding import FACENET_SIZE, MIRRORED, embed_both, load_embedder, load_run
+from sphereface_plus.figures import figures, score_table, shown, table, warn_if_alike
+from sphereface_plus.insightface import x_norm
 from sphereface_plus.pair_files import read_pairs
-from sphereface_plus.pairs import PairSet, find_pairs
+from sphereface_plus.pairs import PairSet, check_folds, find_pairs, pack_pairs
 from sphereface_plus.report import plot_errors, plot_roc, plot_scores, worst_pairs
-from sphereface_plus.verification import FoldResult, RocResult, roc
+from sphereface_plus.verification import roc, ten_fold
 
 __all__ = ["TestConfig", "main", "test"]
 
@@ -35,7 +40,9 @@ class TestConfig:
         embedder: a pretrained network in place of a run, facenet-vggface2 or facenet-casia.
         weights: its weights; default: downloaded.
         images: folder of aligned faces, Name/Name_0001.jpg; not needed for a run on digits.
-        pairs: LFW's pairs.txt, or a file of its format; not needed for a run on digits.
+        pairs: pairs of LFW, CFP, AgeDB, CALFW or CPLFW; not needed for a run on digits.
+        pack: verification packs such as lfw.bin, in place of --images and --pairs.
+        fpr: false positive rates at which TPR and thresholds are reported.
         output: folder for the report; default: test in the run directory.
         align: take --images as raw photographs and align them into the output folder first.
         size: height x width of faces aligned by --align.
@@ -57,6 +64,8 @@ class TestConfig:
     images: Path | None = None
     pairs: Path | None = None
     output: Path | None = None
+    pack: list[Path] = field(default_factory=list)
+    fpr: list[float] = field(default_factory=lambda: [1e-3, 1e-2])
     align: bool = False
     size: Literal["112x96", "112x112"] = "112x96"
     protocol: Literal["sphereface", "insightface", "distance"] = "sphereface"
@@ -77,6 +86,12 @@ class TestConfig:
             self.output = Path(self.run) / "test"
         if (self.images is None) != (self.pairs is None):
             raise UserError("expected --images and --pairs together, got one of them")
+        if self.pack and self.images is not None:
+            raise UserError("expected --pack, or --images and --pairs, got both")
+        if len({pack.stem for pack in self.pack}) < len(self.pack):
+            raise UserError("expected packs of different names: their reports are named by them")
+        if wrong := [level for level in self.fpr if not 0 < level < 1]:
+            raise UserError(f"expected --fpr between 0 and 1, got {wrong[0]:g}")
         if self.batch_size < 1:
             raise UserError(f"expected --batch-size above 0, got {self.batch_size}")
 
@@ -86,7 +101,8 @@ def test(config: TestConfig) -> dict[str, Any]:
 
     Returns:
         The content of report.json: ``accuracy`` and ``accuracy_std`` over folds (fractions), each
-        fold's accuracy and threshold, ``auc``, ``eer``, ``tpr_at_fpr``, what was missing.
+        fold's accuracy and threshold, ``auc``, ``eer``, ``tpr_at_fpr``, what was missing. Of
+        several packs, such a report by the pack's name.
 
     Raises:
         DataError: if the pairs are malformed; names the line.
@@ -95,24 +111,58 @@ def test(config: TestConfig) -> dict[str, Any]:
     output = Path(config.output or "")
     accelerator = make_accelerator(config.device, config.amp)
     backbone, size, on_digits = load_backbone(config)
-    pairs = test_pairs(config, output, size, on_digits)
-    found = verify(
-        backbone.to(accelerator.device),
-        pairs,
-        accelerator,
-        config.protocol,
-        batch_size=config.batch_size,
-        workers=config.workers,
-    )
-    curve = roc(found.scores, pairs.same)
-    report = figures(config, pairs, found, curve)
+    sets = {output / pack.stem: pack_pairs(pack, size) for pack in config.pack}
+    if not sets:
+        sets = {output: test_pairs(config, output, size, on_digits)}
+    backbone = backbone.to(accelerator.device)
+    reports = {
+        folder.name: report_on(config, backbone, pairs, accelerator, folder)
+        for folder, pairs in sets.items()
+    }
+    if not config.pack:
+        return next(iter(reports.values()))
     if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(output / "report.json", json.dumps(reports, indent=2) + "\n")
+        write_atomically(output / "table.md", table(reports))
+    return reports
+
+
+def report_on(
+    config: TestConfig, backbone: nn.Module, pairs: PairSet, accelerator: Accelerator, folder: Path
+) -> dict[str, Any]:
+    """Verify one set of pairs, and write its report into a folder."""
+    check_folds(pairs)
+    plain, mirrored = (
+        part.cpu()
+        for part in embed_both(
+            backbone,
+            pairs.images,
+            accelerator,
+            batch_size=config.batch_size,
+            workers=config.workers,
+        )
+    )
+    embeddings = MIRRORED[config.protocol](plain, mirrored)
+    found = ten_fold(
+        embeddings[pairs.left], embeddings[pairs.right], pairs.same, pairs.fold, config.protocol
+    )
+    curve = roc(found.scores, pairs.same, tuple(config.fpr))
+    sums = (plain + mirrored).double()
+    cosines = functional.cosine_similarity(sums[pairs.left], sums[pairs.right]).numpy()
+    warn_if_alike(plain)
+    report = {
+        **figures(config.embedder or str(config.run), config.protocol, pairs, found, curve),
+        "xnorm": x_norm(plain.numpy(), mirrored.numpy()),
+        "cosine_at_fpr": shown(roc(cosines, pairs.same, tuple(config.fpr)).threshold_at_fpr),
+    }
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
         worst = worst_pairs(found, pairs, config.protocol)
-        plot_roc(curve, output / "roc.png")
-        plot_scores(found, pairs, config.protocol, output / "scores.png")
-        plot_errors(worst, found, pairs, output / "errors.png")
-        write_atomically(output / "report.json", json.dumps(report, indent=2) + "\n")
+        plot_roc(curve, folder / "roc.png")
+        plot_scores(found, pairs, config.protocol, folder / "scores.png")
+        plot_errors(worst, found, pairs, folder / "errors.png")
+        write_atomically(folder / "scores.csv", score_table(pairs, found, cosines))
+        write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -149,39 +199,25 @@ def test_pairs(config: TestConfig, output: Path, size: tuple[int, int], on_digit
     return pairs
 
 
-def figures(
-    config: TestConfig, pairs: PairSet, found: FoldResult, curve: RocResult
-) -> dict[str, Any]:
-    """The content of report.json."""
-    return {
-        "embedder": config.embedder or str(config.run),
-        "protocol": config.protocol,
-        "pairs": len(pairs),
-        "images": len(pairs.images),
-        "accuracy": float(found.accuracy.mean()),
-        "accuracy_std": found.std,
-        "fold_accuracy": found.accuracy.tolist(),
-        "fold_threshold": found.threshold.tolist(),
-        "auc": curve.auc,
-        "eer": curve.eer,
-        "tpr_at_fpr": {f"{level:g}": rate for level, rate in curve.tpr_at_fpr.items()},
-        "missing": list(pairs.missing),
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if arguments is None else arguments
     has_embedder = any(argument.split("=")[0] == "--embedder" for argument in arguments)
     positional = () if has_embedder else ("run",)
+    arguments = lists_spelled_out(arguments, "--pack", "--fpr")
     config = parse(TestConfig, arguments, "sphereface-plus test", positional)
     report = test(config)
-    print(
-        f"{report['pairs']} pairs of {report['images']} images, protocol {report['protocol']}: "
-        f"accuracy {100 * report['accuracy']:.2f} ± {100 * report['accuracy_std']:.2f} % over "
-        f"{len(report['fold_accuracy'])} folds, AUC {report['auc']:.4f}, "
-        f"EER {100 * report['eer']:.2f} %\nreport in {config.output}"
-    )
+    if config.pack:
+        print(f"protocol {config.protocol}, {config.embedder or config.run}\n\n{table(report)}")
+    else:
+        low, high = report["accuracy_interval"]
+        print(
+            f"{report['pairs']} pairs of {report['images']} images, protocol {report['protocol']}: "
+            f"accuracy {100 * report['accuracy']:.2f} ± {100 * report['accuracy_std']:.2f} % over "
+            f"{len(report['fold_accuracy'])} folds ({100 * low:.2f} to {100 * high:.2f} % with "
+            f"other people), AUC {report['auc']:.4f}, EER {100 * report['eer']:.2f} %"
+        )
+    print(f"report in {config.output}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class FoldResult:
         threshold: what the other folds chose for it, a cosine or a squared distance, ``[folds]``.
         scores: of each pair ``[P]``, centred as its fold's; the higher, the more alike (the
             squared distances with a minus sign).
+        right: whether each pair was right, ``[P]``.
         std: of the accuracy over folds, as the protocol has it: the population's of
             ``insightface``, the sample's of the others.
         val: VAL@FAR by target, where the protocol has it.
@@ -47,6 +48,7 @@ class FoldResult:
     accuracy: Floats
     threshold: Floats
     scores: Floats
+    right: Bools
     std: float
     val: dict[float, ValResult] = field(default_factory=dict)
 
@@ -107,23 +109,29 @@ def ten_fold(
         scores, grid = np.broadcast_to(-distances, (len(numbers), len(folds))), -grid[::-1]
 
     accuracy, threshold = np.empty(len(numbers)), np.empty(len(numbers))
-    own = np.empty(len(folds))
+    own, right = np.empty(len(folds)), np.empty(len(folds), dtype=bool)
     for k, number in enumerate(numbers):
         held = folds == number
         threshold[k] = best_threshold(scores[k, ~held], is_same[~held], grid)
         mine = scores[k, held]
-        right_side = np.where(is_same[held], mine > threshold[k], mine < threshold[k])
-        accuracy[k] = right_side.mean()
+        right[held] = np.where(is_same[held], mine > threshold[k], mine < threshold[k])
+        accuracy[k] = right[held].mean()
         own[held] = mine
     threshold = threshold if protocol == "sphereface" else -threshold
-    return FoldResult(accuracy, threshold, own, std=float(accuracy.std(ddof=1)))
+    return FoldResult(accuracy, threshold, own, right, std=float(accuracy.std(ddof=1)))
 
 
 def insightface_folds(distances: Floats, same: Bools, fold: NDArray[np.int64]) -> FoldResult:
     """The figures of arcface_torch."""
     found = evaluate_folds(distances, same, fold)
+    own_threshold = found.threshold[np.unique(fold, return_inverse=True)[1]]
     return FoldResult(
-        found.accuracy, found.threshold, -distances, std=float(found.accuracy.std()), val=found.val
+        found.accuracy,
+        found.threshold,
+        scores=-distances,
+        right=(distances < own_threshold) == same,
+        std=float(found.accuracy.std()),
+        val=found.val,
     )
 
 
@@ -178,6 +186,7 @@ class RocResult:
         auc: the area under it.
         eer: the equal error rate, where FPR = 1 − TPR, linear between two points of the curve.
         tpr_at_fpr: for each wanted FPR, the highest TPR of a threshold that does not exceed it.
+        threshold_at_fpr: that threshold, from which on a pair is taken for one person.
     """
 
     false_positive_rate: Floats
@@ -185,6 +194,7 @@ class RocResult:
     auc: float
     eer: float
     tpr_at_fpr: dict[float, float]
+    threshold_at_fpr: dict[float, float]
 
 
 def roc(
@@ -208,13 +218,15 @@ def roc(
         raise ValueError(
             f"expected same and different pairs, got {is_same.sum()} and {(~is_same).sum()}"
         )
-    fpr, tpr, _ = roc_curve(is_same, values, drop_intermediate=False)
+    fpr, tpr, thresholds = roc_curve(is_same, values, drop_intermediate=False)
+    last = {level: int((fpr <= level).nonzero()[0][-1]) for level in at}  # FPR never falls
     return RocResult(
         fpr,
         tpr,
         auc=float(auc(fpr, tpr)),
         eer=float(np.interp(0, fpr + tpr - 1, fpr)),
-        tpr_at_fpr={level: float(tpr[fpr <= level].max()) for level in at},
+        tpr_at_fpr={level: float(tpr[place]) for level, place in last.items()},
+        threshold_at_fpr={level: float(thresholds[place]) for level, place in last.items()},
     )
 
 

@@ -6,6 +6,6 @@
 
 from sphereface_plus.packs.checking import check_pack
 from sphereface_plus.packs.record_pack import RecordPack
-from sphereface_plus.packs.verification_pack import read_verification_pack
+from sphereface_plus.packs.verification_pack import EncodedImage, read_verification_pack
 
-__all__ = ["RecordPack", "check_pack", "read_verification_pack"]
+__all__ = ["EncodedImage", "RecordPack", "check_pack", "read_verification_pack"]

@@ -6,9 +6,9 @@ import json
 import logging
 from pathlib import Path
 
+from mhe_core.training.files import write_atomically
 from mhe_core.training.images import Size, check_size, for_each, read_to_the_end
 from mhe_core.training.images.checking import journal_of
-from mhe_core.training.run import write_atomically
 
 from sphereface_plus.packs.record_pack import RecordPack
 

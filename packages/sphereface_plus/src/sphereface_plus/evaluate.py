@@ -1,0 +1,234 @@
+"""``sphereface-plus evaluate``: anybody's embeddings under every protocol, in one table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mhe_core.errors import UserError
+from mhe_core.training.command import parse, run_command
+from mhe_core.training.files import write_atomically
+from mhe_core.training.images import DataError
+from numpy.typing import NDArray
+
+from sphereface_plus.embed import read_embeddings
+from sphereface_plus.onnx_embedder import embed_with_onnx
+from sphereface_plus.packs import read_verification_pack
+from sphereface_plus.pair_files import read_pairs
+from sphereface_plus.templates import RULES, image_features, pool_templates, rows_of, tar_at_far
+from sphereface_plus.textfile import read_lines
+from sphereface_plus.verification import PROTOCOLS, roc, squared_distances, ten_fold
+
+__all__ = ["EvaluateConfig", "evaluate", "main"]
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Verify pairs or templates by embeddings, and say what each protocol would report.
+
+    Attributes:
+        embeddings: .npz with embeddings [N, d] (and names [N]), such as embed writes, or .npy.
+        names: a text file with a name a line, for embeddings without names.
+        onnx: a network in ONNX in place of embeddings, which embeds --images or --pack.
+        images: the folder of aligned faces for --onnx.
+        pairs: pairs of LFW, CFP, AgeDB, CALFW or CPLFW; of --templates, IJB's
+            template_pair_label.txt.
+        pack: a verification pack; the embeddings are those of its images, in their order.
+        templates: IJB's face_tid_mid.txt: name, template and medium of each image.
+        scores: IJB's name_5pts_score.txt, whose last column weights the images.
+        output: a JSON file for the figures.
+    """
+
+    embeddings: Path | None = None
+    names: Path | None = None
+    onnx: Path | None = None
+    images: Path | None = None
+    pairs: Path | None = None
+    pack: Path | None = None
+    templates: Path | None = None
+    scores: Path | None = None
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the settings fit each other."""
+        if (self.embeddings is None) == (self.onnx is None):
+            raise UserError("expected either --embeddings or --onnx")
+        if (self.pairs is None) == (self.pack is None):
+            raise UserError("expected either --pairs or --pack")
+        if self.templates is not None and self.pack is not None:
+            raise UserError("expected --templates with --pairs, got --pack")
+        if self.onnx is not None and (self.images is None) == (self.pack is None):
+            raise UserError("expected --onnx with either --images or --pack")
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """The figures, by what reports them.
+
+    Raises:
+        DataError: if a pair's image has no embedding, or a file is malformed; names it.
+    """
+    embeddings, names = embeddings_of(config)
+    if config.templates is not None:
+        found = template_figures(config, embeddings, names)
+    else:
+        found = pair_figures(config, embeddings, names)
+    if config.output is not None:
+        write_atomically(config.output, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def embeddings_of(config: EvaluateConfig) -> tuple[NDArray[np.float64], list[str] | None]:
+    """What is to be evaluated."""
+    if config.onnx is not None:
+        return embed_with_onnx(config.onnx, config.images or config.pack or Path())
+    return read_embeddings(config.embeddings or Path(), config.names)
+
+
+def pair_figures(
+    config: EvaluateConfig, embeddings: NDArray[np.float64], names: list[str] | None
+) -> dict[str, Any]:
+    """Each protocol's figures of pairs."""
+    if config.pack is not None:
+        images, labels = read_verification_pack(config.pack)
+        if len(images) != len(embeddings):
+            raise DataError(
+                f"expected an embedding for each of the {len(images)} images of {config.pack}, "
+                f"got {len(embeddings)}"
+            )
+        left, right, same = embeddings[0::2], embeddings[1::2], np.array(labels)
+        parts = np.array_split(np.arange(len(same)), min(10, len(same)))
+        fold = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    else:
+        pairs = read_pairs(config.pairs or Path())
+        index = by_name(names)
+        left, right = (
+            embeddings[[row(index, getattr(pair, side)) for pair in pairs]]
+            for side in ("first", "second")
+        )
+        same = np.array([pair.same for pair in pairs])
+        fold = np.array([pair.fold for pair in pairs])
+    found: dict[str, Any] = {}
+    for protocol in PROTOCOLS:
+        result = ten_fold(left, right, same, fold, protocol)
+        found[protocol] = {
+            "accuracy": float(result.accuracy.mean()),
+            "accuracy_std": result.std,
+            **({"val_at_far": asdict(result.val[1e-3])} if result.val else {}),
+        }
+    scores = -squared_distances(left, right)
+    found["best_threshold"] = {"accuracy": best_accuracy(scores, same)}
+    found["curve"] = curve_figures(scores, same)
+    return found
+
+
+def template_figures(
+    config: EvaluateConfig, embeddings: NDArray[np.float64], names: list[str] | None
+) -> dict[str, Any]:
+    """TAR at FAR of IJB's templates by each rule."""
+    index = by_name(names)
+    listed = [fields(line, 3, config.templates, n) for n, line in numbered(config.templates)]
+    rows = [row(index, name) for name, *_ in listed]
+    weights = None
+    if config.scores is not None:
+        parts = [fields(line, 2, config.scores, n) for n, line in numbered(config.scores)]
+        weight = {part[0]: float(part[-1]) for part in parts}
+        if lost := [name for name, *_ in listed if name not in weight]:
+            raise DataError(f"expected a score of {lost[0]} in {config.scores}, found none")
+        weights = [weight[name] for name, *_ in listed]
+    features = image_features(embeddings[rows], scores=weights)
+    template, media = ([int(entry[i]) for entry in listed] for i in (1, 2))
+    numbers, pooled = pool_templates(features, template, media)
+    pairs = np.array(
+        [list(map(int, fields(line, 3, config.pairs, n))) for n, line in numbered(config.pairs)]
+    )
+    first, second = (pooled[rows_of(numbers, pairs[:, i])] for i in (0, 1))
+    scores, same = (first * second).sum(1), pairs[:, 2].astype(bool)
+    return {"curve": curve_figures(scores, same)}
+
+
+def numbered(file: Path | None) -> list[tuple[int, str]]:
+    """The lines of a file with their numbers."""
+    return list(enumerate(read_lines(file or Path()), 1))
+
+
+def fields(line: str, count: int, file: Path | None, number: int) -> list[str]:
+    """The parts of a line, at least so many."""
+    parts = line.replace(",", " ").split()
+    if len(parts) < count:
+        raise DataError(f"{file}:{number}: expected {count} values or more, got {line!r:.80}")
+    return parts
+
+
+def curve_figures(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> dict[str, Any]:
+    """What a curve over all pairs gives, without folds."""
+    curve = roc(scores, same)
+    rules = {
+        rule: {f"{far:g}": tar for far, tar in tar_at_far(scores, same, rule=rule).items()}
+        for rule in RULES
+    }
+    return {"auc": curve.auc, "eer": curve.eer, "tar_at_far": rules}
+
+
+def best_accuracy(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> float:
+    """The accuracy at the threshold that is best for these very pairs."""
+    order = np.argsort(-scores, kind="stable")
+    right = np.concatenate([[0], np.cumsum(np.where(same[order], 1, -1))]) + (~same).sum()
+    falls = np.append(np.diff(scores[order]) < 0, True)  # a threshold cannot part equal scores
+    return float(right[np.concatenate([[True], falls])].max() / len(same))
+
+
+def by_name(names: list[str] | None) -> dict[str, int]:
+    """Row by name, with and without its suffix."""
+    if names is None:
+        raise DataError("expected the embeddings' names, in the .npz file or by --names")
+    index = {name.rsplit(".", 1)[0]: i for i, name in enumerate(names)}
+    index.update({name: i for i, name in enumerate(names)})
+    return index
+
+
+def row(index: dict[str, int], name: str) -> int:
+    """The row of an image; a DataError if it has no embedding."""
+    for key in (name, name.rsplit(".", 1)[0]):
+        if key in index:
+            return index[key]
+    raise DataError(f"expected an embedding of {name}, found none")
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: what each would report."""
+    lines = ["| reported | value, % |", "|---|---|"]
+    for protocol in PROTOCOLS:
+        if protocol in found:
+            figures = found[protocol]
+            value = f"{100 * figures['accuracy']:.2f} ± {100 * figures['accuracy_std']:.2f}"
+            lines.append(f"| accuracy, protocol {protocol} | {value} |")
+            if val := figures.get("val_at_far"):
+                shown = f"{100 * val['val']:.2f} ± {100 * val['std']:.2f} (FAR {val['far']:.2g})"
+                lines.append(f"| VAL@FAR 0.001, protocol {protocol} | {shown} |")
+    if "best_threshold" in found:
+        best = f"{100 * found['best_threshold']['accuracy']:.2f}"
+        lines.append(
+            f"| best threshold on these very pairs: no protocol, always too high | {best} |"
+        )
+    curve = found["curve"]
+    for rule, tars in curve["tar_at_far"].items():
+        for far, tar in tars.items():
+            lines.append(f"| TAR at FAR {far}, rule {rule} | {100 * tar:.2f} |")
+    lines.append(f"| EER | {100 * curve['eer']:.2f} |")
+    lines.append(f"| AUC | {100 * curve['auc']:.2f} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    print(table(evaluate(parse(EvaluateConfig, arguments, "sphereface-plus evaluate"))))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("sphereface-plus evaluate", main, sys.argv[1:]))
