@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -110,7 +111,7 @@ def test_lambda_falls_as_published_and_is_in_the_state_dict():
     head = SphereFaceHead(4, 3)
     features, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
     for t in range(3):
-        lam = max(5.0, 1000 / (1 + 0.12 * t))
+        lam = max(5.0, 1000 / (1 + 0.12 * (t + 1)))
         expected = functional.cross_entropy(head.logits(features, labels, lam=lam), labels)
         torch.testing.assert_close(head(features, labels), expected)
     resumed = SphereFaceHead(4, 3)
@@ -175,3 +176,40 @@ def test_bad_arguments_are_named(arguments, message):
 def test_bad_batches_are_named(features, labels):
     with pytest.raises(ValueError, match="expected"):
         SphereFaceHead(4, 3)(features, labels)
+
+
+def test_lambda_starts_where_caffes_log_does():
+    head = SphereFaceHead(dim=4, num_classes=3, m=4)
+    x, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    torch.testing.assert_close(head.logits(x, labels), head.logits(x, labels, lam=892.8571))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_zero_feature_or_class_vector_keeps_gradients_small(variant):
+    torch.manual_seed(0)
+    head = SphereFaceHead(dim=6, num_classes=4, variant=variant)
+    with torch.no_grad():
+        head.weight[2] = 0
+    x = torch.randn(3, 6)
+    x[1] = 0
+    x.requires_grad_()
+    head(x, torch.tensor([0, 2, 3])).backward()
+    for gradient in (x.grad, head.weight.grad):
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() < 100
+
+
+def test_arcface_falls_at_once_where_the_angle_passes_pi():
+    head = SphereFaceHead(dim=2, num_classes=2, variant="arcface", scale=1.0)
+    cosines = torch.cos(torch.tensor([[math.pi - 0.5 - 1e-4], [math.pi - 0.5 + 1e-4]]))
+    before, after = head._with_margin(cosines, None).flatten().tolist()
+    assert before - after == pytest.approx(math.cos(0.5) + 0.5 * math.sin(0.5) - 1, abs=1e-3)
+
+
+def test_sizes_may_be_numpys_integers():
+    head = SphereFaceHead(dim=np.int32(4), num_classes=np.int64(3))
+    assert head.weight.shape == (3, 4)
+    assert type(head.num_classes) is int
+    for wrong in (True, 2.0, np.int64(0)):
+        with pytest.raises(ValueError, match="num_classes as a positive integer"):
+            SphereFaceHead(dim=4, num_classes=wrong)

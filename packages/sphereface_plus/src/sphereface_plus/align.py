@@ -18,12 +18,13 @@ import numpy as np
 from mhe_core.errors import UserError
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.files import replacing, write_atomically
-from mhe_core.training.images import NOT_IMAGES, DataError, find_images, read_image
+from mhe_core.training.images import NOT_IMAGES, DataError, find_images, printable, read_image
 from mhe_core.training.processes import resolve_device
 from PIL import Image, ImageDraw, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from sphereface_plus.alignment_check import CheckConfig, check_alignment, check_lines
 from sphereface_plus.faces import (
     SIZES,
     FaceDetector,
@@ -41,9 +42,15 @@ ALIGNED, NO_FACE, UNREADABLE = "aligned", "without a face", "unreadable"
 Record = dict[str, Any]
 
 
+class DetectionError(OSError):
+    """An error of the machine while it looked for a face; nothing is said of the photograph."""
+
+
 @dataclass(kw_only=True)
 class AlignConfig:
     """Find the face in every photograph of a folder and align it; layout and names are kept.
+
+    With --check DIR in place of the other flags: is a set aligned already, and how well?
 
     Attributes:
         images: the folder of photographs, such as LFW's Name/Name_0001.jpg.
@@ -202,7 +209,13 @@ class Photographs(Dataset):
             return {"image": name, "status": UNREADABLE, "reason": str(error), "output": None}
         if self.detector is None:
             self.detector = FaceDetector(self.device)
-        faces = self.detector(image)
+        try:
+            faces = self.detector(image)
+        except Exception as error:
+            raise DetectionError(
+                f"the detector failed on {printable(name)} ({type(error).__name__}: {error}); "
+                "what is done is kept: continue with the same command"
+            ) from error
         record: Record = {"image": name, "status": ALIGNED, "faces": len(faces), "output": None}
         if faces:
             chosen = select_face(faces, image.size, config.select)
@@ -286,9 +299,15 @@ def report_lines(report: Record, output: Path) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if any(argument.split("=")[0] == "--check" for argument in arguments):
+        for line in check_lines(
+            check_alignment(parse(CheckConfig, arguments, "sphereface-plus align --check"))
+        ):
+            print(line)
+        return
     config = parse(AlignConfig, arguments, "sphereface-plus align")
     for line in report_lines(align(config), config.output):
-        print(line)
+        print(printable(line))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig
 
+from sphereface_plus.augmentation import AUGMENTATIONS
 from sphereface_plus.head import Annealing, check_margin
 
 __all__ = ["FaceConfig"]
@@ -37,9 +38,14 @@ class FaceConfig(TrainingConfig):
         scale: s of the normalised variants.
         annealing: schedule of a_softmax's lambda, max(minimum, base / (1 + gamma t) ^ power).
         shard_classes: each process holds a part of the class vectors, for very many classes.
-        init: a run whose weights to start from, such as one without MHE.
+        init: a run whose weights to start from, such as one without MHE; of other people, its class
+            vectors are not taken over, and lambda starts anew.
         image_size: height x width; default: the images' own.
         flip: mirror training images at random; default: yes, except for digits.
+        crop: probability that a training image is black but for a random rectangle.
+        colour: probability that its brightness, contrast and saturation change.
+        low_resolution: probability that it is shrunk and enlarged again.
+        erasing: probability that a rectangle becomes noise.
         validation_people: people held out of training to choose checkpoints/best.
         test_data: a folder of other people's aligned faces, on which to verify on the way.
         pairs: LFW's pairs.txt, or a file of its format, of --test-data.
@@ -71,6 +77,10 @@ class FaceConfig(TrainingConfig):
     init: Path | None = None
     image_size: str | None = None
     flip: bool | None = None
+    crop: float = 0.0
+    colour: float = 0.0
+    low_resolution: float = 0.0
+    erasing: float = 0.0
     validation_people: int = 0
     test_data: Path | None = None
     pairs: Path | None = None
@@ -102,6 +112,11 @@ class FaceConfig(TrainingConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"expected --{name.replace('_', '-')} above 0, got {value}")
+        for name, chance in self.augmentations().items():
+            if not 0 <= chance <= 1:
+                raise UserError(
+                    f"expected --{name.replace('_', '-')} as a probability, got {chance}"
+                )
         if self.warmup is None or not 0 <= self.warmup < 1:
             raise UserError(f"expected --warmup at least 0 and below 1, got {self.warmup}")
         if self.shard_classes and self.amp == "fp16":
@@ -119,6 +134,10 @@ class FaceConfig(TrainingConfig):
         if match is None:
             raise UserError(f"expected --image-size such as 112x96, got {self.image_size!r}")
         return int(match[1]), int(match[2])
+
+    def augmentations(self) -> dict[str, float]:
+        """Probability of each augmentation."""
+        return {name: getattr(self, name) for name in AUGMENTATIONS}
 
     def head_options(self) -> dict[str, Any]:
         """Options of the head."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,10 +10,12 @@ from mhe_core.training.images import DataError, ImageSet, load_images
 
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.pair_files import read_pairs
-from sphereface_plus.pairs import PairSet, draw_pairs, find_pairs
-from sphereface_plus.people import load_people
+from sphereface_plus.pairs import PairSet, check_pairs, draw_pairs, find_pairs
+from sphereface_plus.people import describe, load_people
 
 __all__ = ["FaceSets", "load_faces"]
+
+logger = logging.getLogger(__name__)
 
 UNSEEN_DIGITS = 3  # 7, 8 and 9 play the people whom training has not seen
 
@@ -40,9 +43,11 @@ def load_faces(config: FaceConfig) -> FaceSets:
         train = load_people(config.data, config.size)
     if config.test_data is not None and config.pairs is not None:
         test = find_pairs(read_pairs(config.pairs), config.test_data, train.size)
+        check_pairs(test)
     if config.validation_people:
         train, held_out = split_people(train, config.validation_people, seed=0)
         validation = draw_pairs(held_out)
+    logger.info("to train on: %s", describe(train))
     if len(train.classes) < 2:
         raise DataError(f"expected at least 2 people to train on, got {len(train.classes)}")
     return FaceSets(train, validation, test)

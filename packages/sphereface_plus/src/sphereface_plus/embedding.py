@@ -102,8 +102,20 @@ def load_embedder(name: str, weights: Path | None = None) -> nn.Module:
     if name not in EMBEDDERS:
         raise UserError(f"expected an embedder of {tuple(EMBEDDERS)}, got {name!r}")
     if weights is None:
-        return InceptionResnetV1(pretrained=EMBEDDERS[name]).eval()
-    state = torch.load(weights, map_location="cpu", weights_only=True)
+        try:
+            return InceptionResnetV1(pretrained=EMBEDDERS[name]).eval()
+        except OSError as error:
+            raise OSError(
+                f"cannot download the weights of {name} ({error}): give their file with --weights"
+            ) from error
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"expected weights at {weights}, found none")
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for what is no file of its own
+        raise ValueError(
+            f"expected {weights} to be a state dict saved by torch: {error}"
+        ) from error
     network = InceptionResnetV1()
     # The published files also hold a classifier, which is not part of the embedding.
     state = {key: value for key, value in state.items() if not key.startswith("logits.")}

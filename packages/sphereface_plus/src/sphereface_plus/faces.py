@@ -29,6 +29,8 @@ SIZES: dict[str, tuple[tuple[int, int], Points]] = {
     "112x96": ((112, 96), LANDMARKS),
     "112x112": ((112, 112), LANDMARKS + np.array([8.0, 0.0])),
 }
+# What torch says when MTCNN joins no candidates, or enlarges one without pixels.
+NO_CANDIDATES = ("non-empty list", "sizes should be greater than 0")
 LONGEST_SIDE = 1024  # a larger photograph is searched for faces at this size
 
 
@@ -60,8 +62,10 @@ class FaceDetector:
             image = image.resize([max(1, round(side / shrink)) for side in image.size])
         try:
             boxes, probabilities, landmarks = self.mtcnn.detect(image, landmarks=True)
-        except (IndexError, RuntimeError, ValueError):
-            return []  # how MTCNN says that an image is too small, or its candidates are
+        except (IndexError, RuntimeError, ValueError) as error:
+            if says_no_face(error):
+                return []
+            raise
         if boxes is None:
             return []
         # Arrays of objects come from the detector.
@@ -69,6 +73,14 @@ class FaceDetector:
             Face(np.asarray(box, float) * shrink, float(p), np.asarray(points, float) * shrink)
             for box, p, points in zip(boxes, probabilities, landmarks, strict=True)
         ]
+
+
+def says_no_face(error: Exception) -> bool:
+    """Whether the error is how MTCNN says that an image is too small, or all its candidates are.
+
+    All others are the machine's, such as a lack of memory, and no facts about the photograph.
+    """
+    return isinstance(error, IndexError) or any(text in str(error) for text in NO_CANDIDATES)
 
 
 def select_face(faces: list[Face], size: tuple[int, int], rule: str) -> Face:

@@ -8,14 +8,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mhe_core.training.images import SUFFIXES, DataError, ImageFile, ImageSet, image_size
+from mhe_core.training.images import (
+    SUFFIXES,
+    DataError,
+    ImageFile,
+    ImageSet,
+    for_each,
+    image_size,
+    read_to_the_end,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sphereface_plus.packs import EncodedImage, read_verification_pack
 from sphereface_plus.pair_files import Pair
 
-__all__ = ["PairSet", "check_folds", "draw_pairs", "find_pairs", "images_on_demand", "pack_pairs"]
+__all__ = [
+    "PairSet",
+    "check_folds",
+    "check_pairs",
+    "draw_pairs",
+    "find_pairs",
+    "images_on_demand",
+    "pack_pairs",
+]
 
 ENUMERATED = 2000  # images of which all pairs are listed to draw from
 
@@ -141,6 +157,18 @@ def check_folds(pairs: PairSet) -> None:
         )
     if not 0 < same < len(pairs):
         raise DataError(f"expected same and different pairs, got {same} and {len(pairs) - same}")
+
+
+def check_pairs(pairs: PairSet) -> None:
+    """All that verifying the pairs needs, before hours of training.
+
+    Raises:
+        DataError: if there is one fold only, no pair of a kind, or images that cannot be read.
+    """
+    check_folds(pairs)
+    images = pairs.images
+    if images.pixels is None:
+        for_each(lambda i: read_to_the_end(images.file(i)), len(images))
 
 
 def pack_pairs(file: Path, size: tuple[int, int] | None = None) -> PairSet:

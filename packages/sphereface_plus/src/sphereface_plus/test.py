@@ -24,7 +24,7 @@ from sphereface_plus.embedding import FACENET_SIZE, MIRRORED, embed_both, load_e
 from sphereface_plus.figures import figures, score_table, shown, table, warn_if_alike
 from sphereface_plus.insightface import x_norm
 from sphereface_plus.pair_files import read_pairs
-from sphereface_plus.pairs import PairSet, check_folds, find_pairs, pack_pairs
+from sphereface_plus.pairs import PairSet, check_pairs, find_pairs, pack_pairs
 from sphereface_plus.report import plot_errors, plot_roc, plot_scores, worst_pairs
 from sphereface_plus.verification import roc, ten_fold
 
@@ -131,7 +131,7 @@ def report_on(
     config: TestConfig, backbone: nn.Module, pairs: PairSet, accelerator: Accelerator, folder: Path
 ) -> dict[str, Any]:
     """Verify one set of pairs, and write its report into a folder."""
-    check_folds(pairs)
+    check_pairs(pairs)
     plain, mirrored = (
         part.cpu()
         for part in embed_both(

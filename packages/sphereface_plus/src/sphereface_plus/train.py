@@ -24,6 +24,7 @@ from mhe_core.training.seeding import seed_all
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
+from sphereface_plus.augmentation import augment
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.data import FaceSets, load_faces
 from sphereface_plus.embedding import FaceModel, verify
@@ -70,6 +71,7 @@ class Trainer:
         )
         if config.init is not None:
             start_from(config.init, self.model, data.train.classes)
+        check_image_size(config, self.model.backbone, data.train.size)
         self.model.to(accelerator.device)
         with users_request(f"--regularizer {config.regularizer}"):
             self.penalty = Penalty(config, self.model).to(accelerator.device)
@@ -115,12 +117,14 @@ class Trainer:
             facts={
                 "classes": list(self.data.train.classes),
                 "image_size": list(self.data.train.size),
+                "images": len(self.data.train),
             },
         )
 
     def step(self, step: int, batch: Batch) -> dict[str, Tensor | float]:
         """One optimizer step on uint8 images [B, 3, h, w] and labels [B]."""
         pixels, labels = batch
+        pixels = augment(pixels, self.config.augmentations())
         images = normalize(random_flip(pixels) if self.config.flip else pixels)
         lr = learning_rate(self.config, step, self.steps)
         for group in self.optimizer.param_groups:
@@ -161,6 +165,25 @@ class Trainer:
         return {**figures, **class_vector_figures(self.model.head.weight)}
 
 
+def check_image_size(config: FaceConfig, backbone: nn.Module, size: tuple[int, int]) -> None:
+    """Whether the network takes images of this size.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, *size))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"expected images of a size that {config.model} takes, got {size[0]}x{size[1]}: "
+            f"{error} (--image-size resizes them)"
+        ) from error
+    finally:
+        backbone.train(training)
+
+
 def learning_rate(config: FaceConfig, step: int, steps: int) -> float:
     """A linear warm-up, then --milestones, or half a cosine down to 0."""
     warmup = (config.warmup or 0.0) * steps
@@ -183,7 +206,8 @@ def class_vector_figures(class_vectors: Tensor) -> dict[str, float]:
 def start_from(run: Path, model: FaceModel, classes: Sequence[str]) -> None:
     """Load the weights of a run: its backbone, and its class vectors if its people are the same.
 
-    The head's iteration comes with them, so that λ goes on from where it was, as published.
+    With the class vectors comes the head's iteration, so that λ goes on from where it was, as
+    published; new class vectors start with a large λ.
 
     Raises:
         CheckpointError: if the run's network is another one.
@@ -192,7 +216,10 @@ def start_from(run: Path, model: FaceModel, classes: Sequence[str]) -> None:
     content = load_checkpoint(file)
     saved = content["state"]["model"]
     if content["facts"]["classes"] != list(classes):
-        print(f"{run} was trained on other people: its class vectors are not taken over")
+        print(
+            f"{run} was trained on other people: its class vectors are not taken over, and "
+            "λ starts anew"
+        )
         own = model.state_dict()
         saved = {key: own[key] if key.startswith("head.") else saved[key] for key in saved}
     try:
