@@ -65,12 +65,12 @@ def test_a_run_does_not_go_on_with_other_people(people, tmp_path):
     (tmp_path / "run" / "summary.json").unlink()
     load_folder.cache_clear()
     shutil.move(people / "Bo", people / "Di")
-    with pytest.raises(CheckpointError, match=r"other classes: without \['Bo'\], with \['Di'\]"):
+    with pytest.raises(CheckpointError, match="was trained on other images"):
         train(FaceConfig(**run, resume=True))
     shutil.move(people / "Di", people / "Bo")
     (people / "Bo" / "Bo_0004.png").unlink()
     load_folder.cache_clear()
-    with pytest.raises(CheckpointError, match="other images: was 12, is 11"):
+    with pytest.raises(CheckpointError, match="was trained on other images"):
         train(FaceConfig(**run, resume=True))
 
 

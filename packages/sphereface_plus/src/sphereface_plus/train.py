@@ -117,7 +117,6 @@ class Trainer:
             facts={
                 "classes": list(self.data.train.classes),
                 "image_size": list(self.data.train.size),
-                "images": len(self.data.train),
             },
         )
 

@@ -236,7 +236,6 @@ class Loop:
         if file.exists():
             content = load_checkpoint(file)
             self._check_images(content, file)
-            check_facts(content["facts"], self.facts, str(file))
             restore_state(self.state, content["state"], str(file))
             device = self.accelerator.device
             self._sums = {name: value.to(device) for name, value in content["sums"].items()}
@@ -269,26 +268,6 @@ class Loop:
             keep_as(self.run.checkpoints / "last", self.run.checkpoints / "best")
         self.accelerator.wait_for_everyone()
         return {**self.run.metrics()[-1], "steps": self.steps, "seconds": self._seconds}
-
-
-def check_facts(saved: Mapping[str, Any], facts: Mapping[str, Any], source: str) -> None:
-    """Whether a run goes on with the data that it was started with.
-
-    Raises:
-        CheckpointError: if what the checkpoint says of the data is not so; names ``source``.
-    """
-    for name, value in facts.items():
-        was = saved.get(name, value)
-        if was == value:
-            continue
-        if isinstance(value, list) and isinstance(was, list):
-            gone, new = ([x for x in a if x not in set(b)] for a, b in ((was, value), (value, was)))
-            change = f"without {gone[:5]}, with {new[:5]}" if gone or new else "in another order"
-        else:
-            change = f"was {was}, is {value}"
-        raise CheckpointError(
-            f"expected the data that {source} was trained on, got other {name}: {change}"
-        )
 
 
 def restore_state(parts: Mapping[str, Stateful], saved: Mapping[str, Any], source: str) -> None:
