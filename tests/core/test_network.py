@@ -86,7 +86,7 @@ class TestValue:
         other = copy.deepcopy(model)
         options = {"hidden_weight": 0.5, "output_weight": 2.0, "hidden_options": {"s": 1}}
         regularizer = NetworkRegularizer(
-            model, **options, output_options={"s": 0, "distance": "angular"}
+            model, **options, output_options={"s": 0, "distance": "angular"}, clip_factor=None
         )
         x = torch.randn(2, 3, 8, 8)
         (model(x).square().mean() + regularizer()).backward()

@@ -120,9 +120,9 @@ class TestWrappers:
         first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
         assert first["names"] == second["names"] == ["0", "2"]
         # The gradient of the mean of both losses, each with the same penalty.
-        model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4))
+        model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
         model.load_state_dict(first["weights"])
-        losses = [model(torch.full((2, 3), 1.0 + rank)).square().mean() for rank in range(2)]
+        losses = [model(torch.full((2, 5), 1.0 + rank)).square().mean() for rank in range(2)]
         (sum(losses) / 2 + NetworkRegularizer(model)()).backward()
         for parameter, *got in zip(
             model.parameters(), first["gradients"], second["gradients"], strict=True
@@ -140,11 +140,11 @@ from torch import nn
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
-model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4))
+model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
 parallel = nn.parallel.DistributedDataParallel(model)
 wrapped = torch.compile(parallel, backend="eager") if rank == 0 else parallel
 regularizer = NetworkRegularizer(wrapped)
-x = torch.full((2, 3), 1.0 + rank)
+x = torch.full((2, 5), 1.0 + rank)
 loss = parallel(x).square().mean() + regularizer()
 loss.backward()
 result = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from mhe_core.energy.functional import share_of_energy
+from mhe_core.energy.potential import Riesz
 from mhe_core.energy.rows import wide_dtype
 from mhe_core.network._batching import Layer, layer_energies, riesz_of
 
@@ -27,7 +28,7 @@ def shared_energies(layers: Sequence[Layer], rank: int, processes: int) -> dict[
         if owner == rank:
             whole.append(layer)
         elif owner is None and riesz is not None:
-            energies[layer.name] = share_of_energy(x, riesz, rank, processes).mean()
+            energies[layer.name] = _SharedTiles.apply(x, riesz, rank, processes)
         else:
             energies[layer.name] = x[..., :0].sum(dtype=torch.promote_types(x.dtype, torch.float32))
     energies |= layer_energies(whole)
@@ -50,6 +51,40 @@ def owners(layers: Sequence[Layer], processes: int) -> list[int | None]:
         load[owner] += costs[k]
         chosen[k] = owner
     return chosen
+
+
+class _SharedTiles(torch.autograd.Function):
+    """This process's share of a layer's energy; the gradient of the whole belongs to rank 0.
+
+    As for the other layers, then, one process has all of a layer's gradient, and can clip it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, neurons: Tensor, riesz: Riesz, rank: int, processes: int) -> Tensor:
+        ctx.riesz, ctx.rank, ctx.gradient = riesz, rank, None
+        ctx.save_for_backward(neurons)
+        x = neurons.detach().to(torch.promote_types(neurons.dtype, torch.float32))
+        x.requires_grad_(ctx.needs_input_grad[0])
+        with torch.set_grad_enabled(x.requires_grad):
+            share = share_of_energy(x, riesz, rank, processes).mean()
+        if x.requires_grad:
+            (gradient,) = torch.autograd.grad(share, x)
+            dist.reduce(gradient, 0)
+            ctx.gradient = gradient if rank == 0 else None
+        return share.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+        (neurons,) = ctx.saved_tensors
+        if ctx.rank > 0:
+            return torch.zeros_like(neurons), None, None, None
+        if torch.is_grad_enabled():  # a second derivative will be wanted
+            energy = share_of_energy(neurons, ctx.riesz, 0, 1).mean()
+            (slope,) = torch.autograd.grad(energy, neurons, grad_output, create_graph=True)
+            return slope, None, None, None
+        limit = torch.finfo(neurons.dtype).max
+        slope = (ctx.gradient * grad_output).clamp_(-limit, limit)
+        return slope.to(neurons.dtype), None, None, None
 
 
 def process() -> tuple[int, int]:

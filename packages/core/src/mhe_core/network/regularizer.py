@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from mhe_core.energy.rows import working_copy
 from mhe_core.network._batching import Layer, arguments, blamed, layer_energies
+from mhe_core.network._clipping import bounded_value, clipped_neurons
 from mhe_core.network._processes import process, shared_energies, sum_over_processes
 from mhe_core.network._wrappers import unwrapped
 from mhe_core.network.neurons import weight_at
-from mhe_core.network.selection import find_output_layers, matching, neuron_layers
+from mhe_core.network.selection import cannot_spread, find_output_layers, matching, neuron_layers
 from mhe_core.registry import create_regularizer
 
 __all__ = ["NetworkRegularizer"]
@@ -59,6 +61,7 @@ class NetworkRegularizer(nn.Module):
             other module whose ``weight`` has neurons as rows.
         share_work: whether the processes of a distributed run share the work; False where each
             has a model of its own.
+        clip_factor: τ above; None for the exact value and gradient, whatever they are.
 
     Raises:
         ValueError: if the output layer is wanted and not found, if a name or pattern fits nothing
@@ -90,6 +93,7 @@ class NetworkRegularizer(nn.Module):
         exclude: Iterable[str] = (),
         include: Iterable[str] = (),
         share_work: bool = True,
+        clip_factor: float | None = 1.0,
     ) -> None:
         super().__init__()
         for name, factor in (("hidden_weight", hidden_weight), ("output_weight", output_weight)):
@@ -98,6 +102,11 @@ class NetworkRegularizer(nn.Module):
         self.hidden_weight = hidden_weight
         self.output_weight = output_weight
         self.share_work = share_work
+        if clip_factor is not None and not 0 < clip_factor < math.inf:
+            raise ValueError(
+                f"expected clip_factor as a finite number above 0, or None, got {clip_factor!r}"
+            )
+        self.clip_factor = clip_factor
 
         model = unwrapped(model)
         # Not the model itself, which as an attribute would be registered as a submodule.
@@ -105,6 +114,7 @@ class NetworkRegularizer(nn.Module):
         self._outputs = find_output_layers(model, output_layer, required=output is not None)
         layers = neuron_layers(model, include)
         layers.update({name: self._weight(name) for name in self._outputs})
+        asked_for = matching(layers, include, "include") | {output_layer}
         excluded = matching(layers, exclude, "exclude")
 
         self.regularizers = nn.ModuleDict()
@@ -120,8 +130,16 @@ class NetworkRegularizer(nn.Module):
             *_, N, d = neurons.shape
             if N < 2:
                 continue
-            taken.add(weight.identity)
             regularizer = create_regularizer(chosen, N, d, **(options or {}))
+            if name not in asked_for and (reason := cannot_spread(regularizer, N, d)):
+                if is_output:
+                    warnings.warn(
+                        f"the output layer {name!r} is left out: {reason}; "
+                        f"output_layer={name!r} keeps it",
+                        stacklevel=2,
+                    )
+                continue
+            taken.add(weight.identity)
             self.regularizers[key(name)] = regularizer.to(neurons.device)
         self._names = [name for name in layers if key(name) in self.regularizers]
 
@@ -134,6 +152,8 @@ class NetworkRegularizer(nn.Module):
         layers = list(self._trained_layers())
         if not layers:
             return torch.zeros(())
+        clips = self.clip_factor is not None and torch.is_grad_enabled()
+        layers, probes = self._clipped(layers) if clips else (layers, [])
         rank, processes = process() if self.share_work else (0, 1)
         alone = processes == 1
         energies = layer_energies(layers) if alone else shared_energies(layers, rank, processes)
@@ -141,8 +161,21 @@ class NetworkRegularizer(nn.Module):
             (self.output_weight if name in self._outputs else self.hidden_weight) * energy
             for name, energy in energies.items()
         ]
-        total = torch.stack([energy.to(weighted[0].device) for energy in weighted]).sum()
-        return total if alone else sum_over_processes(total)
+        device = weighted[0].device
+        total = torch.stack([energy.to(device) for energy in weighted]).sum()
+        if probes:
+            total = total + torch.stack([probe.to(device) for probe in probes]).sum()
+        total = total if alone else sum_over_processes(total)
+        return total if self.clip_factor is None else bounded_value(total)
+
+    def _clipped(self, layers: list[Layer]) -> tuple[list[Layer], list[Tensor]]:
+        """The layers with neurons whose gradients will be clipped, and the probes to be added."""
+        pairs = [clipped_neurons(layer.neurons, self.clip_factor or math.inf) for layer in layers]
+        clipped = [
+            layer._replace(neurons=neurons)
+            for layer, (neurons, _) in zip(layers, pairs, strict=True)
+        ]
+        return clipped, [probe for _, probe in pairs]
 
     def terms(self) -> dict[str, Tensor]:
         """Each layer's unweighted energy, a differentiable scalar, by the layer's name.

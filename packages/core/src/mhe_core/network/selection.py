@@ -10,8 +10,9 @@ from torch import nn
 from mhe_core.network._in_use import CONVOLUTIONS
 from mhe_core.network._weight import Weight
 from mhe_core.network.neurons import named_weights
+from mhe_core.regularizers import MHE
 
-__all__ = ["find_output_layers", "matching", "neuron_layers"]
+__all__ = ["cannot_spread", "find_output_layers", "matching", "neuron_layers"]
 
 
 def neuron_layers(model: nn.Module, include: Iterable[str] = ()) -> dict[str, Weight]:
@@ -69,6 +70,23 @@ def heads(model: nn.Module) -> list[nn.Module]:
     if isinstance(classifier, (tuple, list, nn.ModuleList)):
         several = list(classifier)
     return [head for head in several if isinstance(head, nn.Module)]
+
+
+def cannot_spread(regularizer: nn.Module, N: int, d: int) -> str | None:
+    """Why the directions of N neurons in d dimensions cannot be spread; None if they can.
+
+    In one dimension all are the same or opposite. A Riesz potential with s ≥ d − 1 has no finite
+    mean over random directions, and the least energy of N grows with N without bound. So few that
+    axes (half-space: N ≤ d) or a simplex (full space: N ≤ d + 1) hold them all are apart anyway.
+    """
+    if d == 1:
+        return "one dimension, in which directions cannot be spread"
+    if not isinstance(regularizer, MHE):
+        return None
+    most = d if regularizer.half_space else d + 1
+    if regularizer.s >= d - 1 and most < N:
+        return f"{N} neurons in {d} dimensions, where random ones' energy is infinite (s ≥ d − 1)"
+    return None
 
 
 def maps_channels(module: nn.Module) -> bool:

@@ -1,0 +1,196 @@
+"""Does a network train with the default regularizer as it does without one?
+
+For the smallest model of each family of timm's: eight steps on eight fixed random images, with
+AdamW 5e-4 and with SGD 0.01, without and with ``NetworkRegularizer(model)``. Cross entropy at the
+end is to be at most 1.1 times that without, plus 0.05. One JSON line a model and optimizer, so that
+a run that was stopped goes on where it was:
+
+    python packages/core/benchmarks/do_no_harm.py [--models 'vit*' ...] [--table]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import timm
+import torch
+from mhe_core import NetworkRegularizer
+from torch import nn
+
+STEPS, IMAGES, CLASSES = 8, 8, 10
+SIZES = (64, 96, 128)  # of images: the smallest that a model takes
+MOST_PARAMETERS = 60e6
+OPTIMIZERS = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=5e-4),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01),
+}
+# What timm's names call a size, from small to large, as far as they say it in words.
+SIZE_WORDS = [
+    *["test", "zepto", "atto", "femto", "pico", "nano", "xxtiny", "xxs", "xtiny", "xs"],
+    *["ti", "tiny", "t", "mini", "lite", "s", "small"],
+]
+
+
+def families() -> dict[str, list[str]]:
+    """Names of timm's models, small ones first, by file and by the letters that they begin with."""
+    found: dict[str, list[str]] = {}
+    for module in timm.list_modules():
+        for name in timm.list_models(module=module):
+            found.setdefault(f"{module}/{re.match('[a-z]+', name)[0]}", []).append(name)
+    return {family: sorted(names, key=size_key) for family, names in found.items()}
+
+
+def size_key(name: str) -> tuple[int, list[int], str]:
+    words = name.split("_")
+    rank = min((SIZE_WORDS.index(w) for w in words if w in SIZE_WORDS), default=len(SIZE_WORDS))
+    return rank, [int(number) for number in re.findall(r"\d+", name)], name
+
+
+def build(name: str) -> tuple[nn.Module, int] | None:
+    """The model and the size of its images; None if it is too large or takes no small ones."""
+    try:
+        with torch.device("meta"):
+            size = sum(p.numel() for p in timm.create_model(name).parameters())
+    except Exception:  # some are only built on a real device
+        size = 0
+    if size > MOST_PARAMETERS:
+        return None
+    for image_size in SIZES:
+        for options in ({"img_size": image_size}, {}):
+            try:
+                torch.manual_seed(0)
+                model = timm.create_model(name, num_classes=CLASSES, **options)
+                if sum(p.numel() for p in model.parameters()) > MOST_PARAMETERS:
+                    return None
+                with torch.no_grad():
+                    output = model(torch.randn(2, 3, image_size, image_size))
+                if isinstance(output, torch.Tensor) and output.shape == (2, CLASSES):
+                    return model, image_size
+            except Exception:  # whatever a model raises at a size that is not for it
+                continue
+    return None
+
+
+def cross_entropy_after(
+    model: nn.Module, image_size: int, optimizer: str, regularized: bool
+) -> tuple[float, float, float]:
+    """Cross entropy at the first step and after the last, and seconds a step."""
+    torch.manual_seed(1)
+    images = torch.randn(IMAGES, 3, image_size, image_size)
+    labels = torch.arange(IMAGES) % CLASSES
+    model.train()
+    chosen = OPTIMIZERS[optimizer](model.parameters())
+    regularizer = NetworkRegularizer(model) if regularized else None
+    losses = []
+    start = time.perf_counter()
+    for step in range(STEPS + 1):
+        torch.manual_seed(step)  # dropout
+        loss = nn.functional.cross_entropy(model(images), labels)
+        losses.append(loss.item())
+        if step == STEPS:
+            break
+        if regularizer is not None:
+            regularizer.update(0.01)
+            loss = loss + regularizer()
+        chosen.zero_grad()
+        loss.backward()
+        chosen.step()
+    return losses[0], losses[-1], (time.perf_counter() - start) / STEPS
+
+
+def trials(name: str) -> Iterator[dict[str, object]]:
+    """A record for each optimizer; none if the model is not for small images."""
+    built = build(name)
+    if built is None:
+        return
+    model, image_size = built
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for optimizer in OPTIMIZERS:
+        after = []
+        for regularized in (False, True):
+            model.load_state_dict(state)
+            before, last, seconds = cross_entropy_after(model, image_size, optimizer, regularized)
+            after.append(last)
+        yield {
+            "model": name,
+            "optimizer": optimizer,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "image_size": image_size,
+            "before": before,
+            "without": after[0],
+            "with": after[1],
+            "passes": after[1] <= 1.1 * after[0] + 0.05 or after[0] != after[0],
+            "step_seconds": round(seconds, 3),
+        }
+
+
+def sweep(output: Path, patterns: list[str]) -> None:
+    """Append what is missing to the file of records."""
+    done = {record["family"] for record in read(output)}
+    for family, names in families().items():
+        wanted = [n for n in names if not patterns or any(fnmatchcase(n, p) for p in patterns)]
+        if family in done or not wanted:
+            continue
+        for name in wanted[:4]:
+            try:
+                records = list(trials(name))
+            except Exception as error:  # reported: a regularizer that fails is harm, too
+                records = [{"model": name, "optimizer": "-", "passes": False, "error": repr(error)}]
+            if records:
+                break
+        records = records or [{"model": wanted[0], "skipped": "too large, or no small images"}]
+        with output.open("a") as file:
+            file.writelines(json.dumps({"family": family, **r}) + "\n" for r in records)
+        print(family, *records, sep="\n  ", flush=True)
+
+
+def read(output: Path) -> list[dict]:
+    return [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+
+
+def summary(records: list[dict]) -> tuple[str, int, int]:
+    """A table in Markdown; how many of the trials pass; how many there are."""
+    tried = [record for record in records if "skipped" not in record]
+    lines = [
+        "| model | parameters | pixels | optimizer | before | without | with | |",
+        "|" + "---|" * 8,
+    ]
+    for r in tried:
+        if "error" in r:
+            lines.append(f"| {r['model']} | | | | | | | {r['error']} |")
+            continue
+        losses = " | ".join(f"{r[key]:.3g}" for key in ("before", "without", "with"))
+        size = f"{r['parameters'] / 1e6:.1f} M | {r['image_size']}"
+        verdict = "" if r["passes"] else "worse"
+        lines.append(f"| {r['model']} | {size} | {r['optimizer']} | {losses} | {verdict} |")
+    return "\n".join(lines), sum(r["passes"] for r in tried), len(tried)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/do_no_harm.jsonl"))
+    parser.add_argument("--models", nargs="*", default=[], help="patterns of timm's names")
+    parser.add_argument("--table", action="store_true", help="only print what was found so far")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    if not arguments.table:
+        sweep(arguments.output, arguments.models)
+    records = read(arguments.output)
+    table, passed, tried = summary(records)
+    print(table)
+    print(f"\n{passed} of {tried} trials of {len({r['family'] for r in records})} families pass.")
+    return 0 if passed >= 0.98 * tried else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
