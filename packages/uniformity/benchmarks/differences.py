@@ -1,14 +1,17 @@
 """Print, for each published program, how far ours is from its outputs.
 
-python tests/uniformity/differences.py
+python packages/uniformity/benchmarks/differences.py
 """
 
+import runpy
 from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import SETTINGS, SHAPES
 from mhe_core import create_regularizer
+
+TESTS = Path(__file__).parents[3] / "tests" / "uniformity"
+PROGRAMS = runpy.run_path(str(TESTS / "conftest.py"))  # the settings that the tests hold
 
 
 def largest_difference(found, wanted):
@@ -18,12 +21,12 @@ def largest_difference(found, wanted):
 
 
 def main():
-    with np.load(Path(__file__).with_name("vectors.npz")) as arrays:
+    with np.load(TESTS / "vectors.npz") as arrays:
         stored = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
     print("| program | setting | value | gradient |\n|---|---|---|---|")
-    for program, (name, options) in SETTINGS.items():
+    for program, (name, options) in PROGRAMS["SETTINGS"].items():
         worst = [0.0, 0.0]
-        for shape in SHAPES:
+        for shape in PROGRAMS["SHAPES"]:
             neurons = stored[f"{shape}/neurons"].requires_grad_()
             regularizer = create_regularizer(name, *neurons.shape, **options).double()
             for buffer in ("poles", "start"):
