@@ -55,9 +55,9 @@ def add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add(
         "--max-rows",
         type=int,
-        default=4096,
+        default=1024,
         metavar="ROWS",
-        help="sample so many neurons of larger weights, 0: take all (default: 4096)",
+        help="sample so many neurons of larger weights, 0: take all (default: 1024)",
     )
     add("--seed", type=int, default=0, help="of the sample (default: 0)")
     add("--sort", choices=tuple(SORT_KEYS), help="largest change first (default: base's order)")
