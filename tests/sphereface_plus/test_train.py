@@ -177,7 +177,7 @@ def test_images_decoded_by_workers_and_in_memory_train_alike(people, tmp_path, m
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"data": "nowhere"}, DataError, "digits or a folder"),
+        ({"data": "nowhere"}, DataError, "digits, a folder of aligned faces, a pack"),
         ({"image_size": "112"}, ValueError, "such as 112x96, got '112'"),
         ({"margin": 2.5}, ValueError, "whole number"),
         ({"pairs": "pairs.txt"}, ValueError, "--test-data and --pairs together"),

@@ -31,7 +31,7 @@ def plot_roc(curve: RocResult, file: Path) -> None:
     smallest = curve.false_positive_rate[curve.false_positive_rate > 0].min()
     axis.step(curve.false_positive_rate.clip(smallest), curve.true_positive_rate, where="post")
     axis.set_xscale("log")
-    axis.set_xlim(smallest, 1)
+    axis.set_xlim(min(smallest, 0.5), 1)
     axis.set_ylim(0, 1.02)
     axis.plot(curve.eer, 1 - curve.eer, "o", color="C3", label=f"EER {100 * curve.eer:.2f} %")
     axis.set_xlabel("false positive rate")
