@@ -59,7 +59,7 @@ def room(module: str) -> str:
 
 def test_there_are_imports_to_look_at():
     assert len(imports()) > 60
-    assert ("mhe_core.energy.functional", "mhe_core.energy._tiles", True) in imports()
+    assert ("mhe_core.energy.functional", "mhe_core.energy._ring", True) in imports()
 
 
 def test_rooms_import_those_below_them():

@@ -5,16 +5,38 @@ from __future__ import annotations
 import re
 import sys
 from itertools import product
+from typing import NamedTuple
 
 import pytest
 import torch
 from mhe_core import NetworkRegularizer, hyperspherical_energy
+from mhe_core.energy import Riesz as RieszPotential
 from mhe_core.energy import _pairs as pairs
 from mhe_core.energy import _tiles as tiles
-from mhe_core.energy.potential import Riesz
-from mhe_core.energy.reference import definition
+from mhe_core.energy import reference
+from mhe_core.energy._autograd import tiled_energy
+from mhe_core.energy.potential import PairPotential
 from support.programs import run_program
 from torch import Tensor, nn
+
+
+class Riesz(NamedTuple):
+    """The options of a Riesz energy."""
+
+    s: float
+    distance: str
+    half_space: bool
+    convention: str
+
+    @property
+    def pair(self) -> PairPotential:
+        potential = RieszPotential(self.s, self.distance, self.convention)
+        return PairPotential(potential, self.half_space)
+
+
+def definition(neurons: Tensor, anchors: Tensor | None, *options: object) -> Tensor:
+    return reference.definition(neurons, anchors, Riesz(*options).pair)
+
 
 POWERS = (0.0, 0.5, 1.0, 2.0, 3.7)
 DISTANCES = ("euclidean", "angular")
@@ -57,7 +79,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 def assert_as_defined(neurons: Tensor, riesz: Riesz, anchors: Tensor | None = None) -> None:
     """Value and gradient of tiles and definition agree to rounding."""
-    energy = tiles.tiled_energy(neurons, anchors, riesz)
+    energy = tiled_energy(neurons, anchors, riesz.pair)
     want = definition(neurons, anchors, *riesz)
     single = energy.dtype == torch.float32
     rounding = 1e-6 if single else 1e-11
@@ -103,7 +125,7 @@ def test_float32_values_are_as_accurate_as_those_of_the_definition(riesz):
         neurons = layer(300, 24, dtype=torch.float32, seed=seed)
         exact = neurons.detach().double().requires_grad_()
         want = definition(exact, None, *riesz)
-        found = [tiles.tiled_energy(neurons, None, riesz), definition(neurons, None, *riesz)]
+        found = [tiled_energy(neurons, None, riesz.pair), definition(neurons, None, *riesz)]
         errors += torch.stack([(e - want).abs().detach() for e in (*found, want.float())])
         right = slope(want, exact)
         slope_errors += torch.tensor([relative_error(slope(e, neurons), right) for e in found])
@@ -117,9 +139,9 @@ def test_float32_values_are_as_accurate_as_those_of_the_definition(riesz):
 @pytest.mark.parametrize("shares", [2, 3, 7])
 def test_shares_add_up(shares):
     for neurons in (layer(17, 4), layer(3, 11, 4)):
-        want, slope = tiles.value_and_gradient(neurons, None, HALF_SPACE, True)
+        want, slope = tiles.value_and_gradient(neurons, None, HALF_SPACE.pair, True)
         parts = [
-            tiles.value_and_gradient(neurons, None, HALF_SPACE, True, share=(k, shares))
+            tiles.value_and_gradient(neurons, None, HALF_SPACE.pair, True, share=(k, shares))
             for k in range(shares)
         ]
         torch.testing.assert_close(sum(value for value, _ in parts), want)

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from mhe_core import hyperspherical_energy
 from mhe_core.energy._tiles import value_and_gradient
-from mhe_core.energy.potential import Riesz
+from mhe_core.energy.potential import PairPotential, Riesz
 from mhe_core.training.files import write_atomically
 from mhe_core.training.timing import Ratio, hardware, interleaved, report, resident
 from torch import Tensor
@@ -177,15 +177,15 @@ def time_share(rank: int, folder: Path, N: int, rounds: int) -> None:
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    neurons, riesz = draw(N, DIM), Riesz(2.0, "euclidean", True, "paper")
+    neurons, pair = draw(N, DIM), PairPotential(Riesz(), half_space=True)
 
     def whole() -> None:
         if rank == 0:
-            value_and_gradient(neurons, None, riesz, True)
+            value_and_gradient(neurons, None, pair, True)
         dist.barrier()
 
     def share() -> None:
-        value_and_gradient(neurons, None, riesz, True, share=(rank, 2))
+        value_and_gradient(neurons, None, pair, True, share=(rank, 2))
         dist.barrier()
 
     names = f"{N}×{DIM}, one process", f"{N}×{DIM}, two processes"

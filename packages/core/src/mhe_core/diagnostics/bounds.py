@@ -39,7 +39,7 @@ import sys
 import torch
 from torch import Tensor
 
-from mhe_core.energy.potential import check_options
+from mhe_core.energy.potential import DistanceName, Riesz
 
 __all__ = ["lower_bound", "random_angle_density", "random_energy"]
 
@@ -48,7 +48,7 @@ LARGEST_LOG = math.log(sys.float_info.max)
 
 
 def lower_bound(
-    N: int, d: int, s: float = 2.0, distance: str = "euclidean", half_space: bool = False
+    N: int, d: int, s: float = 2.0, distance: DistanceName = "euclidean", half_space: bool = False
 ) -> float:
     """An energy that no configuration of N directions in d dimensions can go below.
 
@@ -76,7 +76,7 @@ def lower_bound(
         0.45
     """
     check_sizes(N, d)
-    check_options(s, distance, "paper")
+    Riesz(s, distance)  # checks them
     if half_space:
         squared_cosine = max(0.0, (N - d) / (d * (N - 1))) if N > 1 else 0.0
         c = math.sqrt(squared_cosine)
@@ -94,7 +94,7 @@ def lower_bound(
 
 
 def random_energy(
-    N: int, d: int, s: float = 2.0, distance: str = "euclidean", half_space: bool = False
+    N: int, d: int, s: float = 2.0, distance: DistanceName = "euclidean", half_space: bool = False
 ) -> float:
     r"""Expected energy of N independent, uniformly distributed directions in d dimensions.
 
@@ -126,7 +126,7 @@ def random_energy(
         1.0
     """
     check_sizes(N, d)
-    check_options(s, distance, "paper")
+    Riesz(s, distance)  # checks them
     if N == 1:
         return potential(-1.0, s, distance) if half_space else 0.0
     if s >= d - 1:
@@ -155,11 +155,7 @@ def random_angle_density(d: int, angles: Tensor) -> Tensor:
 
 def potential(cosine: float, s: float, distance: str) -> float:
     """f_s of a pair with the given cosine."""
-    z = math.sqrt(max(0.0, 2 - 2 * cosine)) if distance == "euclidean" else math.acos(cosine)
-    try:
-        return -math.log(z) if s == 0 else z**-s
-    except (ValueError, ZeroDivisionError, OverflowError):  # coincident, or too near for s
-        return math.inf
+    return Riesz(s, distance).of_cosine(cosine)
 
 
 def half_space_mean(N: int, both_sides: float, s: float, distance: str) -> float:

@@ -18,6 +18,7 @@ from mhe_core.diagnostics._checkpoint import Checkpoint
 from mhe_core.diagnostics.angles import NEAR_DUPLICATE, angle_statistics
 from mhe_core.diagnostics.bounds import lower_bound, random_energy
 from mhe_core.energy import hyperspherical_energy
+from mhe_core.energy.potential import DistanceName
 from mhe_core.errors import UserError
 from mhe_core.network import dense, named_weights
 
@@ -70,7 +71,7 @@ def inspect(
     model_or_state_dict: nn.Module | Mapping[str, Any],
     *,
     s: float = 2.0,
-    distance: str = "euclidean",
+    distance: DistanceName = "euclidean",
     half_space: bool = False,
     near: float = NEAR_DUPLICATE,
 ) -> list[LayerReport]:

@@ -16,27 +16,27 @@ from torch import distributed as dist
 
 from mhe_core.energy._pairs import Block, PairMean
 from mhe_core.energy._tiles import add_all, tile_shape
-from mhe_core.energy.potential import Riesz
-from mhe_core.energy.rows import inverse_lengths, slope_at_length, unit_rows, wide_dtype
+from mhe_core.energy.potential import PairPotential
+from mhe_core.energy.rows import gradient_at_norms, inverse_norms, unit_rows, wide_dtype
 
 __all__ = ["ring_energy"]
 
 
-def ring_energy(rows: Tensor, riesz: Riesz, group: dist.ProcessGroup | None) -> Tensor:
+def ring_energy(rows: Tensor, pair: PairPotential, group: dist.ProcessGroup | None) -> Tensor:
     """The energy of all processes' rows, with a gradient for this process's ``[N_r, d]``."""
     group = group or dist.group.WORLD
     assert group is not None  # torch.distributed is initialized
     if torch.is_grad_enabled() and rows.requires_grad:
-        return _RingEnergy.apply(rows, riesz, group)
-    return value_and_own_gradient(rows, riesz, group, False)[0]
+        return _RingEnergy.apply(rows, pair, group)
+    return value_and_own_gradient(rows, pair, group, False)[0]
 
 
 class _RingEnergy(torch.autograd.Function):
     """The gradient is found along with the value."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, riesz: Riesz, group: dist.ProcessGroup) -> Tensor:
-        value, gradient = value_and_own_gradient(rows, riesz, group, True)
+    def forward(ctx: Any, rows: Tensor, pair: PairPotential, group: dist.ProcessGroup) -> Tensor:
+        value, gradient = value_and_own_gradient(rows, pair, group, True)
         ctx.dtype = rows.dtype
         ctx.save_for_backward(gradient)
         return value
@@ -54,23 +54,24 @@ class _RingEnergy(torch.autograd.Function):
 
 
 def value_and_own_gradient(
-    rows: Tensor, riesz: Riesz, group: dist.ProcessGroup, wants_gradient: bool
+    rows: Tensor, pair: PairPotential, group: dist.ProcessGroup, wants_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Energy of all rows and, if wanted, the gradient of this process's rows ``[N_r, d]``."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
     x = rows.detach().to(dtype).contiguous().unsqueeze(0)
-    sizes, all_in_range = agree(rows, inverse_lengths(x, riesz) is not None, group)
-    lengths = None
+    sizes, all_in_range = agree(rows, inverse_norms(x, pair) is not None, group)
+    norms = None
     if not all_in_range:  # as in _tiles.py, but on all processes if on one
-        x, lengths = unit_rows(x.to(wide_dtype(x.device)), riesz.smoothing)
+        x, norms = unit_rows(x.to(wide_dtype(x.device)), pair.smoothing)
     N, energy = sum(sizes), x.new_zeros(1, dtype=wide_dtype(x.device))
 
     def block(x: Tensor, owner: int, gradient: Tensor | None) -> Block:
-        inverse = inverse_lengths(x, riesz) if all_in_range else x.any(-1).to(x.dtype)
+        inverse = inverse_norms(x, pair) if all_in_range else x.any(-1).to(x.dtype)
         assert inverse is not None  # all processes have agreed on it
         return Block(x, inverse, energy, gradient, start=sum(sizes[:owner]))
 
-    pairs = PairMean(riesz, N / 2 * riesz.neighbours(N), dtype)
+    count = N / 2 * pair.neighbours(N)
+    pairs = PairMean(pair, 1 / count if count else 1.0, dtype)
     gradient = torch.empty_like(x) if wants_gradient else None
     height, _ = tile_shape(x)
     blocks = block(x, dist.get_rank(group), gradient).split_rows(height)
@@ -80,20 +81,18 @@ def value_and_own_gradient(
                 pairs.add(a, b)
     energy.div_(2)  # these pairs are those that two processes compute
     add_all(pairs, blocks, (0, 1))
-    for a in blocks:
-        a.finish()
 
     dist.all_reduce(energy, group=group)
     value = energy.to(dtype).squeeze(0)
     if gradient is None:
         return value, None
-    if lengths is not None:
-        gradient = slope_at_length(gradient, lengths, dtype)
+    if norms is not None:
+        gradient = gradient_at_norms(gradient, norms, dtype)
     return value, gradient.squeeze(0)
 
 
 def agree(rows: Tensor, in_range: bool, group: dist.ProcessGroup) -> tuple[list[int], bool]:
-    """Numbers of rows of all processes, and whether all rows' lengths are in range.
+    """Numbers of rows of all processes, and whether all rows' norms are in range.
 
     Raises:
         ValueError: if the dimensions differ; on all processes, so that none is left waiting.

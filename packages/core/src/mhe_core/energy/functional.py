@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from mhe_core.energy._autograd import tiled_energy
 from mhe_core.energy._ring import ring_energy
-from mhe_core.energy._tiles import tiled_energy
-from mhe_core.energy.potential import Riesz, check_options
+from mhe_core.energy._waits import asked_once
+from mhe_core.energy.potential import (
+    ConventionName,
+    DistanceName,
+    PairPotential,
+    Potential,
+    Riesz,
+)
 
-__all__ = ["hyperspherical_energy", "sharded_hyperspherical_energy", "share_of_energy"]
+__all__ = [
+    "Reduction",
+    "asked_once",
+    "hyperspherical_energy",
+    "sharded_hyperspherical_energy",
+    "share_of_energy",
+]
+
+Reduction = Literal["mean", "sum", "none"]
+REDUCTIONS = get_args(Reduction)
 
 
 def hyperspherical_energy(
     neurons: Tensor,
     *,
     s: float = 2.0,
-    distance: str = "euclidean",
+    distance: DistanceName = "euclidean",
     half_space: bool = False,
     anchors: Tensor | None = None,
-    convention: str = "paper",
+    convention: ConventionName = "paper",
+    potential: Potential | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
-    r"""Mean Riesz s-energy of the neurons' directions on the unit sphere.
+    r"""Mean potential of the neurons' directions on the unit sphere, by default Riesz's.
 
     Liu et al., NeurIPS 2018, eq. 1 (full space) and section 3.2 (half space).
 
@@ -40,43 +58,63 @@ def hyperspherical_energy(
         anchors: indices ``[M]``, int64: the mean runs over the pairs of each of these M neurons
             with all N − 1 others, for layers with very many neurons. All N as anchors give the
             same value as none.
-        convention: ``"paper"``, the definition, independent of the neurons' lengths, or
+        convention: ``"paper"``, the definition, independent of the neurons' norms, or
             ``"released_code"``, with the constants of the published programs, so that their logs
-            can be compared (there, lengths are smoothed: a zero row does get a gradient).
+            can be compared (there, norms are smoothed: a zero row does get a gradient).
+        potential: in place of ``s``, ``distance`` and ``convention``, a potential of
+            :mod:`mhe_core.energy.potential`, such as ``Gaussian(t)``, or one's own.
+        reduction: ``"mean"``, over all pairs; ``"sum"``, over all unordered pairs, in half space
+            over those of the 2N directions (with anchors, their mean times the number of all
+            pairs); ``"none"``, each neuron's (each anchor's) mean over its pairs, whose mean is the
+            energy.
 
     Returns:
-        The energy ``[...]``, in float32 for half-precision neurons, else in their dtype; for the
-        chord at least −log 2 (s = 0) or :math:`2^{-s}`. A single neuron has energy 0 in full
-        space. Finite, as is its gradient, for all finite input: a potential too large for the
-        dtype stops growing.
+        The energy ``[...]``, for ``reduction="none"`` ``[..., N]`` or ``[..., M]``; in float32 for
+        half-precision neurons, else in their dtype. For the chord the mean is at least −log 2
+        (s = 0) or :math:`2^{-s}`. A single neuron has energy 0 in full space. Finite, as is its
+        gradient, for all finite input: a potential too large for the dtype stops growing.
 
     Raises:
-        TypeError: if ``neurons`` is not floating point, or ``anchors`` not an integer tensor.
+        TypeError: if ``neurons`` is not floating point, ``anchors`` not an integer tensor, or
+            ``potential`` not a Potential.
         ValueError: if ``neurons`` has fewer than two dimensions or no row, ``s`` is negative or
-            not finite, an option is unknown, or an anchor is out of range.
+            not finite, an option is unknown, or an anchor is out of range; if ``potential`` is
+            given along with what it stands for.
 
     Example:
         >>> import torch
         >>> from mhe_core import hyperspherical_energy
+        >>> from mhe_core.energy import Gaussian
         >>> axes = torch.eye(3)
         >>> hyperspherical_energy(axes, s=2)  # three chords of length √2
         tensor(0.5000)
         >>> hyperspherical_energy(axes, s=2, half_space=True)  # and three antipodes at 2
         tensor(0.4500)
+        >>> hyperspherical_energy(axes, potential=Gaussian(t=0.5), reduction="sum")  # 3/e
+        tensor(1.1036)
     """
-    check_arguments(neurons, s, distance, anchors, convention)
+    potential = chosen_potential(s, distance, convention, potential)
+    check_neurons(neurons)
+    if reduction not in get_args(Reduction):
+        raise ValueError(
+            f"expected reduction to be one of {get_args(Reduction)}, got {reduction!r}"
+        )
+    if anchors is not None:
+        check_anchors(anchors, neurons.shape[-2])
+    pair = PairPotential(potential, half_space)
     with torch.autocast(neurons.device.type, enabled=False):
-        riesz = Riesz(float(s), distance, half_space, convention)
-        return tiled_energy(neurons, anchors, riesz)
+        energy = tiled_energy(neurons, anchors, pair, rows=reduction == "none")
+        return energy * pair.number_of_pairs(neurons.shape[-2]) if reduction == "sum" else energy
 
 
 def sharded_hyperspherical_energy(
     local_rows: Tensor,
     *,
     s: float = 2.0,
-    distance: str = "euclidean",
+    distance: DistanceName = "euclidean",
     half_space: bool = False,
-    convention: str = "paper",
+    convention: ConventionName = "paper",
+    potential: Potential | None = None,
     group: Any = None,
 ) -> Tensor:
     """Exact energy of the neurons of all processes, each of which holds some of the rows.
@@ -92,6 +130,7 @@ def sharded_hyperspherical_energy(
         distance: ``"euclidean"`` or ``"angular"``.
         half_space: count every neuron together with its antipode.
         convention: ``"paper"`` or ``"released_code"``.
+        potential: in place of ``s``, ``distance`` and ``convention``.
         group: the process group; None for all processes. Without ``torch.distributed``, the
             energy is that of the local rows.
 
@@ -110,28 +149,45 @@ def sharded_hyperspherical_energy(
         >>> sharded_hyperspherical_energy(torch.eye(3))  # in a single process
         tensor(0.5000)
     """
-    check_arguments(local_rows, s, distance, None, convention)
+    potential = chosen_potential(s, distance, convention, potential)
+    check_neurons(local_rows)
     if local_rows.ndim != 2:
         raise ValueError(f"expected local_rows as [N_r, d], got {list(local_rows.shape)}")
-    riesz = Riesz(float(s), distance, half_space, convention)
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
-        return hyperspherical_energy(local_rows, **riesz._asdict())
+    pair = PairPotential(potential, half_space)
+    alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
     with torch.autocast(local_rows.device.type, enabled=False):
-        return ring_energy(local_rows, riesz, group)
+        if alone:
+            return tiled_energy(local_rows, None, pair)
+        return ring_energy(local_rows, pair, group)
 
 
-def share_of_energy(neurons: Tensor, riesz: Riesz, rank: int, processes: int) -> Tensor:
+def share_of_energy(neurons: Tensor, pair: PairPotential, rank: int, processes: int) -> Tensor:
     """The part of the energy ``[...]`` that one of several processes computes.
 
     The parts, and their gradients, add up to the energy of ``[..., N, d]`` and its gradient.
     """
     with torch.autocast(neurons.device.type, enabled=False):
-        return tiled_energy(neurons, None, riesz, (rank, processes))
+        return tiled_energy(neurons, None, pair, (rank, processes))
 
 
-def check_arguments(
-    neurons: Tensor, s: float, distance: str, anchors: Tensor | None, convention: str
-) -> None:
+def chosen_potential(
+    s: float, distance: str, convention: str, potential: Potential | None
+) -> Potential:
+    """The potential that was given, or Riesz's with these options."""
+    if potential is None:
+        return Riesz(float(s) if type(s) is int else s, distance, convention)
+    if not isinstance(potential, Potential):
+        got = type(potential).__name__
+        raise TypeError(f"expected potential as a mhe_core.energy.Potential, got {got}")
+    if (s, distance, convention) != (2.0, "euclidean", "paper"):
+        raise ValueError(
+            "expected a potential, or s, distance and convention, got both: "
+            f"{potential!r} and s={s!r}, distance={distance!r}, convention={convention!r}"
+        )
+    return potential
+
+
+def check_neurons(neurons: Tensor) -> None:
     """Raise a TypeError or ValueError that says what was expected and what came."""
     if not isinstance(neurons, Tensor) or not neurons.is_floating_point():
         got = neurons.dtype if isinstance(neurons, Tensor) else type(neurons).__name__
@@ -140,15 +196,17 @@ def check_arguments(
         raise ValueError(
             f"expected neurons as rows, [..., N, d] with N, d at least 1, got {list(neurons.shape)}"
         )
-    check_options(s, distance, convention)
-    if anchors is None:
-        return
+
+
+def check_anchors(anchors: Tensor, N: int) -> None:
+    """Raise a TypeError or ValueError unless these are indices of N neurons."""
     if not isinstance(anchors, Tensor) or anchors.dtype not in (torch.int64, torch.int32):
         got = anchors.dtype if isinstance(anchors, Tensor) else type(anchors).__name__
         raise TypeError(f"expected anchors as a tensor of int64 indices, got {got}")
     if anchors.ndim != 1 or len(anchors) == 0:
         raise ValueError(f"expected anchors as [M] with M at least 1, got {list(anchors.shape)}")
-    N = neurons.shape[-2]
+    if torch.compiler.is_compiling():  # their values are not known yet
+        return
     low, high = int(anchors.min()), int(anchors.max())
     if low < 0 or high >= N:
         raise ValueError(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mhe_core.energy import hyperspherical_energy
-from mhe_core.energy.potential import Riesz
+from mhe_core.energy import Potential, hyperspherical_energy
+from mhe_core.energy.functional import asked_once
+from mhe_core.energy.potential import PairPotential
 from mhe_core.energy.rows import working_copy
 from mhe_core.registry import PluginError
-from mhe_core.regularizers import MHE, HalfSpaceMHE, Regularizer
 
-__all__ = ["Layer", "arguments", "blamed", "layer_energies", "riesz_of"]
+__all__ = ["Layer", "arguments", "blamed", "layer_energies", "pair_potential_of"]
 
 # Up to so many multiplications for U·Uᵀ, a call costs more than a copy of the neurons.
 WORTH_BATCHING = 2**25
@@ -33,38 +34,59 @@ class Layer(NamedTuple):
 def layer_energies(layers: Sequence[Layer]) -> dict[str, Tensor]:
     """Each layer's energy, a differentiable scalar, by its name.
 
+    On an accelerator the host waits for it at most once, see :mod:`mhe_core.energy`.
+
     Raises:
         ValueError: if a regularizer returns anything but a scalar.
     """
-    batches: dict[Hashable, list[Layer]] = defaultdict(list)
-    for layer in layers:
-        riesz, x = riesz_of(layer.regularizer), layer.neurons
-        alone = riesz is None or x.numel() * x.shape[-2] > WORTH_BATCHING
-        alike = layer.name if alone else (riesz, x.shape, x.dtype, x.device)
-        batches[alike].append(layer)
+    batches = in_batches(layers)
+    computed = asked_once([partial(batch_energies, batch) for batch in batches])
     energies: dict[str, Tensor] = {}
-    for batch in batches.values():
-        riesz = riesz_of(batch[0].regularizer)
-        if riesz is None:
-            energies[batch[0].name] = called(batch[0])
-            continue
-        x = torch.stack([layer.neurons for layer in batch]) if batch[1:] else batch[0].neurons[None]
-        found = hyperspherical_energy(x, **riesz._asdict()).view(len(batch), -1).mean(1)
-        energies.update(zip((layer.name for layer in batch), found.unbind(), strict=True))
+    for batch, of_batch in zip(batches, computed, strict=True):
+        for layer, energy in zip(batch, of_batch, strict=True):
+            energies[layer.name] = energy
     return {layer.name: energies[layer.name] for layer in layers}
 
 
-def riesz_of(regularizer: nn.Module) -> Riesz | None:
-    """The potential, where the regularizer is the energy of its neurons and nothing else."""
-    if type(regularizer) not in (MHE, HalfSpaceMHE):
+def in_batches(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """The layers, those together that are computed in one call: small ones of equal potentials."""
+    batches: dict[Hashable, list[Layer]] = defaultdict(list)
+    for layer in layers:
+        pair, x = pair_potential_of(layer.regularizer), layer.neurons
+        alone = pair is None or x.numel() * x.shape[-2] > WORTH_BATCHING
+        equal = layer.name if alone else (pair, x.shape, x.dtype, x.device)
+        batches[equal].append(layer)
+    return list(batches.values())
+
+
+def batch_energies(batch: Sequence[Layer]) -> Sequence[Tensor]:
+    """The energies of layers of one batch."""
+    pair = pair_potential_of(batch[0].regularizer)
+    if pair is None:
+        return [called(batch[0])]
+    x = torch.stack([layer.neurons for layer in batch]) if batch[1:] else batch[0].neurons[None]
+    energies = hyperspherical_energy(x, potential=pair.potential, half_space=pair.half_space)
+    return energies.view(len(batch), -1).mean(1).unbind()
+
+
+def pair_potential_of(regularizer: nn.Module) -> PairPotential | None:
+    """The potential, where the regularizer says that it is the mean of one and nothing else.
+
+    One that has hooks is called, so that they see it.
+    """
+    potential = getattr(regularizer, "potential", None)
+    if not isinstance(potential, Potential):
         return None
-    r: Any = regularizer
-    return Riesz(float(r.s), r.distance, r.half_space, r.convention)
+    if regularizer._forward_hooks or regularizer._forward_pre_hooks:
+        return None
+    return PairPotential(potential, bool(getattr(regularizer, "half_space", False)))
 
 
 def called(layer: Layer) -> Tensor:
     """What the regularizer returns for the layer's neurons."""
-    with torch.autocast(layer.neurons.device.type, enabled=False), blamed(layer):
+    compiling = torch.compiler.is_compiling()  # which has no words for what goes wrong
+    blame = nullcontext() if compiling else blamed(layer)
+    with torch.autocast(layer.neurons.device.type, enabled=False), blame:
         energies = [layer.regularizer(x) for x in arguments(layer, working_copy(layer.neurons))]
     if any(energy.ndim for energy in energies):
         got = [list(energy.shape) for energy in energies]
@@ -89,7 +111,7 @@ def blamed(layer: Layer) -> Iterator[None]:
 
 
 def arguments(layer: Layer, neurons: Tensor) -> list[Tensor]:
-    """What to call a regularizer with: ours takes all groups at once, a plug-in one by one."""
-    if neurons.ndim == 2 or isinstance(layer.regularizer, Regularizer):
+    """What to call a regularizer with: all groups at once if it takes them, else one by one."""
+    if neurons.ndim == 2 or getattr(layer.regularizer, "batched", False):
         return [neurons]
     return list(neurons)

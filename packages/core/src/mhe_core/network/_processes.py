@@ -10,9 +10,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from mhe_core.energy.functional import share_of_energy
-from mhe_core.energy.potential import Riesz
+from mhe_core.energy.potential import PairPotential
 from mhe_core.energy.rows import wide_dtype
-from mhe_core.network._batching import Layer, layer_energies, riesz_of
+from mhe_core.network._batching import Layer, layer_energies, pair_potential_of
 
 __all__ = ["process", "shared_energies", "sum_over_processes"]
 
@@ -24,11 +24,11 @@ def shared_energies(layers: Sequence[Layer], rank: int, processes: int) -> dict[
     """
     whole, energies = [], {}
     for layer, owner in zip(layers, owners(layers, processes), strict=True):
-        riesz, x = riesz_of(layer.regularizer), layer.neurons
+        pair, x = pair_potential_of(layer.regularizer), layer.neurons
         if owner == rank:
             whole.append(layer)
-        elif owner is None and riesz is not None:
-            energies[layer.name] = _SharedTiles.apply(x, riesz, rank, processes)
+        elif owner is None and pair is not None:
+            energies[layer.name] = _SharedTiles.apply(x, pair, rank, processes)
         else:
             energies[layer.name] = x[..., :0].sum(dtype=torch.promote_types(x.dtype, torch.float32))
     energies |= layer_energies(whole)
@@ -45,7 +45,10 @@ def owners(layers: Sequence[Layer], processes: int) -> list[int | None]:
     load = [0] * processes
     chosen: list[int | None] = [None] * len(layers)
     for k in sorted(range(len(layers)), key=lambda k: -costs[k]):
-        if costs[k] * processes > sum(costs) and riesz_of(layers[k].regularizer) is not None:
+        if (
+            costs[k] * processes > sum(costs)
+            and pair_potential_of(layers[k].regularizer) is not None
+        ):
             continue
         owner = load.index(min(load))
         load[owner] += costs[k]
@@ -60,13 +63,15 @@ class _SharedTiles(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, neurons: Tensor, riesz: Riesz, rank: int, processes: int) -> Tensor:
-        ctx.riesz, ctx.rank, ctx.gradient = riesz, rank, None
+    def forward(
+        ctx: Any, neurons: Tensor, pair: PairPotential, rank: int, processes: int
+    ) -> Tensor:
+        ctx.pair, ctx.rank, ctx.gradient = pair, rank, None
         ctx.save_for_backward(neurons)
         x = neurons.detach().to(torch.promote_types(neurons.dtype, torch.float32))
         x.requires_grad_(ctx.needs_input_grad[0])
         with torch.set_grad_enabled(x.requires_grad):
-            share = share_of_energy(x, riesz, rank, processes).mean()
+            share = share_of_energy(x, pair, rank, processes).mean()
         if x.requires_grad:
             (gradient,) = torch.autograd.grad(share, x)
             dist.reduce(gradient, 0)
@@ -79,7 +84,7 @@ class _SharedTiles(torch.autograd.Function):
         if ctx.rank > 0:
             return torch.zeros_like(neurons), None, None, None
         if torch.is_grad_enabled():  # a second derivative will be wanted
-            energy = share_of_energy(neurons, ctx.riesz, 0, 1).mean()
+            energy = share_of_energy(neurons, ctx.pair, 0, 1).mean()
             (slope,) = torch.autograd.grad(energy, neurons, grad_output, create_graph=True)
             return slope, None, None, None
         limit = torch.finfo(neurons.dtype).max

@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
+import torch
 from torch import nn
 
 from mhe_core.network._adapters import adapter_weights
@@ -30,6 +31,8 @@ GROUP = "mhe_core.weight_readers"
 
 Reader = Callable[[nn.Module], "Mapping[str, Weight] | None"]
 
+_readers_in_use: list[tuple[str, Reader]] = []
+
 
 def read_module(module: nn.Module) -> Mapping[str, Weight]:
     """The weights of a module by name, as the first reader that knows it says.
@@ -37,7 +40,9 @@ def read_module(module: nn.Module) -> Mapping[str, Weight]:
     Raises:
         PluginError: if an installed reader fails to import, or returns something else.
     """
-    for origin, reader in installed_readers():
+    if not torch.compiler.is_compiling():  # which cannot look for entry points
+        _readers_in_use[:] = installed_readers()
+    for origin, reader in _readers_in_use:
         weights = reader(module)
         if weights is None:
             continue

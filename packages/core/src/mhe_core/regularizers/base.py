@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
+
+from mhe_core.energy import Potential
 
 __all__ = ["Regularizer"]
 
 
 class Regularizer(nn.Module):
     """What every regularizer is: neurons to energy, and a hook called once per training step.
+
+    What else it can do it says by attributes, which any ``nn.Module`` that is used as a regularizer
+    may have, too.
+
+    Attributes:
+        potential: where the regularizer is the mean of a potential over the pairs of neurons (in
+            half space, of neurons and antipodes) and nothing else: that potential. Such energies of
+            equal layers are computed together, and can be shared out over processes.
+        half_space: whether that is in half space.
+        batched: whether ``forward`` and ``update`` take leading dimensions, ``[..., N, d]``, and
+            return the mean over them. Where not (the default of other modules), they are called
+            once for each group of a grouped convolution.
+        takes_anchors: whether ``forward`` has an argument ``anchors``, indices ``[M]`` of neurons
+            whose pairs with all others are counted.
 
     Args:
         num_neurons: N, the number of neurons of the layer.
@@ -17,6 +35,17 @@ class Regularizer(nn.Module):
     Raises:
         ValueError: if ``num_neurons`` or ``dim`` is not a positive integer.
     """
+
+    potential: Potential | None = None
+    half_space: bool = False
+    batched: bool = True
+    takes_anchors: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """One that computes something else is not the bare potential that its parent is."""
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls) and "potential" not in vars(cls):
+            cls.potential = None
 
     def __init__(self, num_neurons: int, dim: int) -> None:
         super().__init__()

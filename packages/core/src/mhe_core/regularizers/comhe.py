@@ -5,18 +5,27 @@ Those whose projection is trained are in :mod:`mhe_core.regularizers.learned_com
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from mhe_core.energy.rows import in_range, working_copy
+from mhe_core.energy.potential import ConventionName, DistanceName
+from mhe_core.energy.rows import known_in_range, working_copy
 from mhe_core.regularizers.mhe import MHE
 from mhe_core.regularizers.projections import dimension_groups, draw_gaussian_, project, select
 
 __all__ = ["CoMHE", "GroupCoMHE", "RandomCoMHE", "check_integer"]
 
-USUAL = 1e-10, 1e10  # lengths of neurons whose projections can do without a factor
-LONG = 1e6  # entries of neurons whose smoothed length is their length to rounding
+USUAL_NORMS = 1e-10, 1e10  # of neurons whose projections can do without a factor
+LONG = 1e6  # entries of neurons whose smoothed norm is their norm to rounding
+FORWARDS_WITHOUT_UPDATE = 5  # before a warning
+
+Self = TypeVar("Self", bound="CoMHE")
 
 
 class CoMHE(MHE):
@@ -40,6 +49,7 @@ class CoMHE(MHE):
     """
 
     projection: Tensor | None
+    needs_update = True
 
     def __init__(
         self,
@@ -47,8 +57,8 @@ class CoMHE(MHE):
         dim: int,
         *,
         s: float = 2.0,
-        distance: str = "euclidean",
-        convention: str = "paper",
+        distance: DistanceName = "euclidean",
+        convention: ConventionName = "paper",
         half_space: bool = True,
         seed: int | None = None,
     ) -> None:
@@ -58,6 +68,7 @@ class CoMHE(MHE):
         self.half_space = half_space
         self.seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
         self._ranks_agree = seed is not None
+        self._forwards: int | None = 0  # without an update; None from the first one on
         self.register_buffer("projection", None)
 
     def forward(self, neurons: Tensor, anchors: Tensor | None = None) -> Tensor:
@@ -70,9 +81,25 @@ class CoMHE(MHE):
         if self.projection is None:
             return super().forward(neurons, anchors)
         self.check_dim(neurons)
+        if not torch.compiler.is_compiling():
+            self._warn_if_never_updated()
         with torch.autocast(neurons.device.type, enabled=False):
             compressed = self.compress(neurons, self.projection)
         return super().forward(compressed, anchors)
+
+    def _warn_if_never_updated(self) -> None:
+        """Once, where training goes on without :meth:`update`, which no value would show."""
+        if self._forwards is None or not self.needs_update or not torch.is_grad_enabled():
+            return
+        self._forwards += 1
+        if self._forwards == FORWARDS_WITHOUT_UPDATE:
+            self._forwards = None
+            warnings.warn(
+                f"{type(self).__name__} was called {FORWARDS_WITHOUT_UPDATE} times and never "
+                "updated, so that its projection stays the first: call update once per training "
+                "step, before forward",
+                stacklevel=4,
+            )
 
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
         """Neurons ``[..., N, d]`` to ``[..., N, k]`` or ``[..., P, N, k]``, at least float32."""
@@ -84,7 +111,14 @@ class CoMHE(MHE):
         Args:
             neurons: the layer's neurons ``[..., N, d]``.
             lr: the network's current learning rate.
+
+        Raises:
+            ValueError: if the neurons are not of the regularizer's dimension, or ``lr`` is not a
+                finite number ≥ 0.
         """
+        if not torch.compiler.is_compiling():
+            check_rate(lr)
+            self._forwards = None
         if self.projection is None:
             return
         self.check_dim(neurons)
@@ -92,6 +126,18 @@ class CoMHE(MHE):
             self._agree(self.projection)
         with torch.autocast(neurons.device.type, enabled=False):
             self.advance(working_copy(neurons.detach()), self.projection, lr)
+
+    def reset_parameters(self) -> None:
+        """Make the state what it was when the regularizer was made."""
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What was made on the meta device has its state as soon as it has memory."""
+        before = self.projection
+        super()._apply(fn, recurse)
+        after = self.projection
+        if before is not None and after is not None and before.is_meta and not after.is_meta:
+            self.reset_parameters()
+        return self
 
     def advance(self, neurons: Tensor, projection: Tensor, lr: float) -> None:
         """What :meth:`update` does to the projection, in place; by default nothing."""
@@ -107,14 +153,15 @@ class CoMHE(MHE):
         self.seed = int(seed)
 
     def unprojected(self, neurons: Tensor) -> Tensor:
-        """The neurons, with lengths at which a projection neither overflows nor vanishes.
+        """The neurons, with norms at which a projection neither overflows nor vanishes.
 
-        By the definition lengths do not count; the published programs' smoothing of lengths makes
-        no difference to long neurons. So the factor counts as a constant.
+        By the definition norms do not count; the published programs' smoothing of norms makes no
+        difference to long neurons. So the factor counts as a constant. Where all norms are usual,
+        and that can be known at once, there is none: it would be a copy of the neurons.
         """
         if neurons.dtype in (torch.float32, torch.float64):  # others' range is small
-            lengths = torch.linalg.vector_norm(neurons.detach(), dim=-1)
-            if in_range(lengths, *USUAL):
+            norms = torch.linalg.vector_norm(neurons.detach(), dim=-1)
+            if known_in_range(norms, *USUAL_NORMS):
                 return neurons
         neurons = working_copy(neurons)
         largest = neurons.detach().abs().amax(-1, keepdim=True)
@@ -134,9 +181,10 @@ class RandomCoMHE(CoMHE):
     """Mean energy over random Gaussian projections (Lin et al., CVPR 2020).
 
     The projections are redrawn every ``redraw_interval`` updates, as a pure function of the seed
-    and the number of redraws, both of which are in the state dict. They are the buffer
-    ``projection``, ``[num_projections, projection_dim, d]``; where d ≤ projection_dim there is
-    none, and the energy is that of the neurons themselves.
+    and the number of redraws (and, but for the first, the type of the device). These are in the
+    state dict; the projections ``projection``, ``[num_projections, projection_dim, d]``, are not,
+    nor are they a buffer that DistributedDataParallel would broadcast. Where d ≤ projection_dim
+    there is none, and the energy is that of the neurons themselves.
 
     Args:
         num_neurons: N, the number of neurons of the layer.
@@ -176,8 +224,8 @@ class RandomCoMHE(CoMHE):
         half_space: bool = True,
         seed: int | None = None,
         s: float = 2.0,
-        distance: str = "euclidean",
-        convention: str = "paper",
+        distance: DistanceName = "euclidean",
+        convention: ConventionName = "paper",
     ) -> None:
         super().__init__(
             num_neurons, dim, s=s, distance=distance, convention=convention,
@@ -187,10 +235,19 @@ class RandomCoMHE(CoMHE):
         check_integer("num_projections", num_projections, 1)
         check_integer("redraw_interval", redraw_interval, 0)
         self.redraw_interval = redraw_interval
-        self.updates = 0
+        self.needs_update = redraw_interval > 0
+        # On the CPU wherever the projection is, so that reading it stalls no accelerator; and a
+        # tensor, as a compiled program would be compiled again for each value of a number.
+        self._updates = torch.zeros((), dtype=torch.int64, device="cpu")
+        del self.projection  # from here on no buffer: a function of seed and count is not saved
+        self.projection = None
         if dim > projection_dim:
-            self.projection = torch.empty(num_projections, projection_dim, dim)
-            draw_gaussian_(self.projection, self.seed, 0)
+            self.projection = self._first(torch.empty(num_projections, projection_dim, dim))
+
+    @property
+    def updates(self) -> int:
+        """How often it was updated."""
+        return int(self._updates)
 
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
         """``[..., P, N, k]``."""
@@ -198,20 +255,79 @@ class RandomCoMHE(CoMHE):
 
     def advance(self, neurons: Tensor, projection: Tensor, lr: float) -> None:
         """Redraw every ``redraw_interval`` updates."""
-        self.updates += 1
-        if self.redraw_interval and self.updates % self.redraw_interval == 0:
-            draw_gaussian_(projection, self.seed, self.updates // self.redraw_interval)
+        redraw = _compiled_redraw if torch.compiler.is_compiling() else redraw_
+        redraw(projection, self._updates, self.seed, self.redraw_interval)
+
+    def _first(self, like: Tensor) -> Tensor:
+        """The projection before the first redraw: on every device that of the CPU."""
+        if like.is_meta:
+            return like
+        drawn = torch.empty(like.shape, dtype=torch.float32, device="cpu")
+        return draw_gaussian_(drawn, self.seed, 0).to(like)
+
+    def _draw_again(self) -> None:
+        """The projection of this seed and number of updates."""
+        if self.projection is None:
+            return
+        count = self.updates // self.redraw_interval if self.redraw_interval else 0
+        if count == 0:
+            self.projection = self._first(self.projection)
+        else:
+            draw_gaussian_(self.projection, self.seed, count)
+
+    def reset_parameters(self) -> None:
+        """As it was made: no update, and the first projection."""
+        self._updates.zero_()
+        self._draw_again()
+
+    def _apply(
+        self: RandomSelf, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> RandomSelf:
+        """Move the projection along; those that a device drew, the other draws for itself."""
+        super()._apply(fn, recurse)
+        if self.projection is not None:
+            before = self.projection.device
+            self.projection = fn(self.projection)
+            after = self.projection.device
+            if before.type == "meta" or (before.type != after.type and self.updates):
+                self._draw_again()
+        return self
 
     def get_extra_state(self) -> Tensor:
-        """Seed and number of updates, for the state dict.
-
-        Not buffers: reading a number back from an accelerator would stall it at every update.
-        """
+        """Seed and number of updates, for the state dict: all that the projection depends on."""
         return torch.tensor([self.seed, self.updates])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Continue from a state dict."""
-        self.seed, self.updates = state.tolist()
+        self.seed, updates = state.tolist()
+        self._updates.fill_(updates)
+        self._draw_again()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """State dicts of version 0.1 have the projection itself, too."""
+        state_dict.pop(f"{prefix}projection", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+RandomSelf = TypeVar("RandomSelf", bound=RandomCoMHE)
+
+
+def redraw_(projection: Tensor, updates: Tensor, seed: int, interval: int) -> None:
+    """Count an update and, every ``interval`` of them, fill the projection anew."""
+    updates.add_(1)
+    count = int(updates)
+    if interval and count % interval == 0:
+        draw_gaussian_(projection, seed, count // interval)
+
+
+@torch.library.custom_op("mhe_core::redraw", mutates_args=("projection", "updates"))
+def _compiled_redraw(projection: Tensor, updates: Tensor, seed: int, interval: int) -> None:
+    redraw_(projection, updates, seed, interval)
+
+
+@_compiled_redraw.register_fake
+def _(projection: Tensor, updates: Tensor, seed: int, interval: int) -> None:
+    return None
 
 
 class GroupCoMHE(CoMHE):
@@ -250,8 +366,8 @@ class GroupCoMHE(CoMHE):
         half_space: bool = True,
         seed: int | None = None,
         s: float = 2.0,
-        distance: str = "euclidean",
-        convention: str = "paper",
+        distance: DistanceName = "euclidean",
+        convention: ConventionName = "paper",
     ) -> None:
         super().__init__(
             num_neurons, dim, s=s, distance=distance, convention=convention,
@@ -259,12 +375,29 @@ class GroupCoMHE(CoMHE):
         )  # fmt: skip
         check_integer("num_groups", num_groups, 1)
         check_integer("group_dim", group_dim, 1)
+        self.num_groups = num_groups
+        self.group_dim = group_dim
         if dim > group_dim:
-            self.projection = dimension_groups(dim, num_groups, group_dim, self.seed)
+            self.projection = torch.empty(num_groups, group_dim, dtype=torch.int64)
+            self.reset_parameters()
+
+    needs_update = False
+
+    def reset_parameters(self) -> None:
+        """Split the dimensions as when it was made."""
+        if self.projection is not None and not self.projection.is_meta:
+            groups = dimension_groups(self.dim, self.num_groups, self.group_dim, self.seed)
+            self.projection.copy_(groups)
 
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
         """``[..., num_groups, N, group_dim]``."""
         return select(working_copy(neurons), projection)
+
+
+def check_rate(lr: float) -> None:
+    """Raise a ValueError if the learning rate is not a finite number ≥ 0."""
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"expected lr as a finite number ≥ 0, got {lr!r}")
 
 
 def check_integer(name: str, value: int, least: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mhe_core.energy import hyperspherical_energy
+from mhe_core.energy.potential import ConventionName, DistanceName
 from mhe_core.regularizers.comhe import CoMHE, check_integer
 from mhe_core.regularizers.projections import (
     angle_objective,
@@ -42,8 +43,8 @@ class LearnedCoMHE(CoMHE):
         half_space: bool = True,
         seed: int | None = None,
         s: float = 2.0,
-        distance: str = "euclidean",
-        convention: str = "paper",
+        distance: DistanceName = "euclidean",
+        convention: ConventionName = "paper",
     ) -> None:
         super().__init__(
             num_neurons, dim, s=s, distance=distance, convention=convention,
@@ -54,8 +55,15 @@ class LearnedCoMHE(CoMHE):
         self.inner_steps = inner_steps
         self.second_order = second_order
         if dim > projection_dim:
-            self.projection = draw_gaussian_(torch.empty(projection_dim, dim), self.seed, 0)
+            self.projection = torch.empty(projection_dim, dim)
             self.register_buffer("lr", torch.zeros(()))
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As it was made: the first projection, and a learning rate of 0."""
+        if self.projection is not None:
+            draw_gaussian_(self.projection, self.seed, 0)
+            self.lr.zero_()
 
     def objective(self, neurons: Tensor) -> Callable[[Tensor], Tensor]:
         """What the projection is trained to minimise: a scalar function of P ``[k, d]``."""
@@ -142,8 +150,8 @@ class AdversarialCoMHE(LearnedCoMHE):
         half_space: bool = True,
         seed: int | None = None,
         s: float = 2.0,
-        distance: str = "euclidean",
-        convention: str = "paper",
+        distance: DistanceName = "euclidean",
+        convention: ConventionName = "paper",
     ) -> None:
         super().__init__(
             num_neurons, dim, projection_dim=projection_dim, inner_steps=inner_steps,

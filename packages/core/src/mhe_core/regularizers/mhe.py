@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mhe_core.energy import hyperspherical_energy
-from mhe_core.energy.potential import check_options
+from mhe_core.energy.potential import ConventionName, DistanceName, Potential, Riesz
 from mhe_core.regularizers.base import Regularizer
 
 __all__ = ["MHE", "HalfSpaceMHE"]
@@ -33,6 +33,7 @@ class MHE(Regularizer):
     """
 
     half_space = False
+    takes_anchors = True
 
     def __init__(
         self,
@@ -40,14 +41,19 @@ class MHE(Regularizer):
         dim: int,
         *,
         s: float = 2.0,
-        distance: str = "euclidean",
-        convention: str = "paper",
+        distance: DistanceName = "euclidean",
+        convention: ConventionName = "paper",
     ) -> None:
         super().__init__(num_neurons, dim)
-        check_options(s, distance, convention)
+        Riesz(s, distance, convention)  # checks them
         self.s = s
-        self.distance = distance
-        self.convention = convention
+        self.distance: DistanceName = distance
+        self.convention: ConventionName = convention
+
+    @property
+    def potential(self) -> Potential | None:  # type: ignore[override]
+        """Riesz's: the energy is its mean over all pairs and nothing else."""
+        return Riesz(self.s, self.distance, self.convention)
 
     def forward(self, neurons: Tensor, anchors: Tensor | None = None) -> Tensor:
         """Scalar energy of ``[..., N, d]``, of the ``anchors`` [M] against all if given."""

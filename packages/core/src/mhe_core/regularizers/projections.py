@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from mhe_core.energy.potential import convention_named
 from mhe_core.energy.rows import directions
 
 __all__ = [
@@ -85,7 +85,7 @@ def draw_gaussian_(projection: Tensor, seed: int, count: int) -> Tensor:
     or changed. (Devices of different types have different generators.)
 
     Args:
-        projection: what to fill, ``[..., k, d]``, floating point.
+        projection: what to fill, ``[..., k, d]``, floating point. One on the meta device is left.
         seed: of the whole sequence of draws.
         count: which draw of the sequence this is.
 
@@ -93,6 +93,8 @@ def draw_gaussian_(projection: Tensor, seed: int, count: int) -> Tensor:
         The projection.
     """
     device, key = projection.device, stream(seed, count, *projection.shape)
+    if device.type == "meta":
+        return projection
     if device.type != "cpu":
         return projection.normal_(generator=torch.Generator(device).manual_seed(key))
     inference = torch.is_inference_mode_enabled()  # which is a thread's own
@@ -170,10 +172,7 @@ def cosine_matrix(neurons: Tensor, convention: str) -> Tensor:
     With ``convention="released_code"`` the lengths are smoothed as in the published programs, by
     :math:`\sqrt{\lVert w \rVert^2 + 10^{-4}}`, which shrinks the cosines a little.
     """
-    if convention == "paper":
-        u = directions(neurons)
-    else:  # the smoothed length is that of the neuron with one more entry
-        u = directions(pad(neurons, (0, 1), value=1e-2))[..., :-1]
+    u = directions(neurons, convention_named(convention).smoothing)
     return u @ u.mT
 
 
