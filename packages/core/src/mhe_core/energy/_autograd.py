@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mhe_core.energy import _tiles
 from mhe_core.energy.potential import PairPotential, potential_with, value_and_pull
@@ -35,7 +35,8 @@ def tiled_energy(
         share: (k, n) for the k-th of n shares of the energy, which add up to the whole.
         rows: each neuron's (each anchor's) mean over its pairs, ``[..., N]`` or ``[..., M]``.
     """
-    if torch.compiler.is_compiling():
+    plain = type(neurons) in (Tensor, nn.Parameter) and not neurons.is_meta
+    if torch.compiler.is_compiling() or not plain:  # fake tensors have a shape and no values
         key, half_space = pair.potential.key, pair.half_space
         return _compiled_energy(neurons, anchors, key, half_space, list(share), rows)[0]
     wanted = torch.is_grad_enabled() and neurons.requires_grad
