@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mhe_core.diagnostics._checkpoint import Checkpoint
 from mhe_core.diagnostics.angles import angle_statistics
 from mhe_core.energy import hyperspherical_energy
+from mhe_core.energy.potential import DistanceName
 from mhe_core.errors import UserError
 from mhe_core.network import dense, named_weights
 
@@ -99,7 +100,7 @@ def compare_weights(
     tuned: Weights,
     *,
     s: float = 2.0,
-    distance: str = "euclidean",
+    distance: DistanceName = "euclidean",
     half_space: bool = False,
     reduction: str = "mean",
     max_rows: int | None = None,
