@@ -257,7 +257,7 @@ class TestOutputLayer:
         torch.testing.assert_close(
             terms["conv"], hyperspherical_energy(model.conv.weight.flatten(1))
         )
-        for name in ("fc", "pool", "conv*"):
+        for name in ("fc", "pool", "fc*"):
             with pytest.raises(ValueError, match=r"output_layer.*\['conv', 'head'\]"):
                 NetworkRegularizer(model, output_layer=name)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from mhe_core.energy.functional import share_of_energy
@@ -14,10 +14,12 @@ from mhe_core.energy.potential import PairPotential
 from mhe_core.energy.rows import wide_dtype
 from mhe_core.network._batching import Layer, layer_energies, pair_potential_of
 
-__all__ = ["process", "shared_energies", "sum_over_processes"]
+__all__ = ["group_of", "process", "shared_energies", "sum_over_processes"]
 
 
-def shared_energies(layers: Sequence[Layer], rank: int, processes: int) -> dict[str, Tensor]:
+def shared_energies(
+    layers: Sequence[Layer], rank: int, processes: int, group: Any = None
+) -> dict[str, Tensor]:
     """This process's share of each layer's energy; those of all processes add up to the energy.
 
     Each depends on the layer's neurons, if only with gradient 0, so that no weight is without one.
@@ -28,7 +30,7 @@ def shared_energies(layers: Sequence[Layer], rank: int, processes: int) -> dict[
         if owner == rank:
             whole.append(layer)
         elif owner is None and pair is not None:
-            energies[layer.name] = _SharedTiles.apply(x, pair, rank, processes)
+            energies[layer.name] = _SharedTiles.apply(x, pair, rank, processes, group)
         else:
             energies[layer.name] = x[..., :0].sum(dtype=torch.promote_types(x.dtype, torch.float32))
     energies |= layer_energies(whole)
@@ -64,7 +66,7 @@ class _SharedTiles(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, neurons: Tensor, pair: PairPotential, rank: int, processes: int
+        ctx: Any, neurons: Tensor, pair: PairPotential, rank: int, processes: int, group: Any
     ) -> Tensor:
         ctx.pair, ctx.rank, ctx.gradient = pair, rank, None
         ctx.save_for_backward(neurons)
@@ -74,48 +76,64 @@ class _SharedTiles(torch.autograd.Function):
             share = share_of_energy(x, pair, rank, processes).mean()
         if x.requires_grad:
             (gradient,) = torch.autograd.grad(share, x)
-            dist.reduce(gradient, 0)
+            dist.reduce(gradient, dist.get_global_rank(group, 0) if group else 0, group=group)
             ctx.gradient = gradient if rank == 0 else None
         return share.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         (neurons,) = ctx.saved_tensors
         if ctx.rank > 0:
-            return torch.zeros_like(neurons), None, None, None
+            return torch.zeros_like(neurons), None, None, None, None
         if torch.is_grad_enabled():  # a second derivative will be wanted
             energy = share_of_energy(neurons, ctx.pair, 0, 1).mean()
             (slope,) = torch.autograd.grad(energy, neurons, grad_output, create_graph=True)
-            return slope, None, None, None
+            return slope, None, None, None, None
         limit = torch.finfo(neurons.dtype).max
         slope = (ctx.gradient * grad_output).clamp_(-limit, limit)
-        return slope.to(neurons.dtype), None, None, None
+        return slope.to(neurons.dtype), None, None, None, None
 
 
-def process() -> tuple[int, int]:
-    """Rank of this process, and their number: (0, 1) without torch.distributed."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+def group_of(model: nn.Module) -> Any:
+    """The group of the DistributedDataParallel that a model is wrapped in, or None."""
+    parallel = (m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel))
+    return next((m.process_group for m in parallel), None)
 
 
-def sum_over_processes(share: Tensor) -> Tensor:
+def process(group: Any = None) -> tuple[int, int]:
+    """Rank of this process in the group, and their number: (0, 1) without torch.distributed.
+
+    Raises:
+        ValueError: if this process is not one of the group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise ValueError(
+            f"expected a group that this process (rank {dist.get_rank()}) is in, got one without it"
+        )
+    return rank, dist.get_world_size(group)
+
+
+def sum_over_processes(share: Tensor, group: Any = None) -> Tensor:
     """The sum of all processes' shares; its gradient is what, averaged over them, is the whole's.
 
-    A collective operation: all processes have to call it.
+    A collective operation: all processes of the group have to call it.
     """
-    return _SumOverProcesses.apply(share)
+    return _SumOverProcesses.apply(share, group)
 
 
 class _SumOverProcesses(torch.autograd.Function):
     """The gradients of the shares, which are averaged later, are to be added up."""
 
     @staticmethod
-    def forward(ctx: Any, share: Tensor) -> Tensor:
+    def forward(ctx: Any, share: Tensor, group: Any) -> Tensor:
+        ctx.processes = dist.get_world_size(group)
         total = share.to(wide_dtype(share.device), copy=True)
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
         return total.to(share.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        return grad_output * dist.get_world_size()
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        return grad_output * ctx.processes, None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import numbers
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,22 @@ from torch import Tensor, nn
 from mhe_core.energy.rows import working_copy
 from mhe_core.network._batching import Layer, arguments, blamed, layer_energies
 from mhe_core.network._clipping import bounded_value, clipped_neurons
-from mhe_core.network._processes import process, shared_energies, sum_over_processes
+from mhe_core.network._coverage import ParameterRole, covered_share, parameter_roles
+from mhe_core.network._processes import group_of, process, shared_energies, sum_over_processes
+from mhe_core.network._weight import Weight
 from mhe_core.network._wrappers import unwrapped
-from mhe_core.network.neurons import weight_at
-from mhe_core.network.selection import cannot_spread, find_output_layers, matching, neuron_layers
+from mhe_core.network.neurons import named_weights, weight_at
+from mhe_core.network.selection import (
+    cannot_spread,
+    doubt_about_output,
+    find_output_layers,
+    matching,
+    neuron_layers,
+)
 from mhe_core.registry import create_regularizer
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["NetworkRegularizer"]
 
@@ -33,7 +45,23 @@ class NetworkRegularizer(nn.Module):
     convolution is the mean over its groups. Left out are layers with fewer than two neurons (in a
     group), all but one of the layers that share a weight, and frozen layers for as long as they
     are (``requires_grad`` is False): their energy is a constant. Weights are read anew at each
-    call; a parametrized weight is read from its original, see :func:`neuron_matrix`.
+    call, as the network uses them, see :func:`neuron_matrix`.
+
+    Left out, too, unless ``include`` or ``output_layer`` names them, are layers whose neurons
+    cannot be spread: those of one dimension d, and those with s ≥ d − 1, where the energy of random
+    directions is infinite, and more neurons than axes (half-space: d) or a simplex (d + 1) hold.
+
+    *What a step may do.* The gradient of an energy goes as one over a neuron's length, so that rows
+    which start at zero would be thrown away as soon as they are tiny. Therefore the gradient
+    :math:`g_i` that the value has with respect to a neuron :math:`w_i` is clipped as in Brock et
+    al. (2021, arXiv 2102.06171, eq. 3), whatever the value is multiplied by later:
+
+    .. math:: g_i \leftarrow g_i \min(1, \tau \lVert w_i \rVert / \lVert g_i \rVert),
+
+    with τ = ``clip_factor``: of itself, a step of SGD moves no neuron by more than lr · τ of its
+    length. Neurons that are not clipped have the exact gradient, to the bit. A value P beyond
+    ±1000 becomes ±1000 · (1 + ln(abs(P) / 1000)), so that the loss keeps its digits beside it;
+    :meth:`terms` is exact. Second derivatives take the bound as a constant.
 
     Where ``torch.distributed`` is initialized, each process computes a share of the energies. All
     then have to call :meth:`forward` and :meth:`update`, with the same weights and in the same
@@ -53,17 +81,25 @@ class NetworkRegularizer(nn.Module):
         output_weight: factor of the output layer's energy.
         hidden_options: hyperparameters of the hidden layers' regularizer, such as ``{"s": 1}``.
         output_options: hyperparameters of the output layer's regularizer.
-        output_layer: name of the output layer: any module whose ``weight`` has neurons as rows. By
-            default what the model's ``get_classifier()`` returns if it has that method (timm; each
-            of several heads is an output layer), else the last Linear layer or 1×1 convolution.
+        output_layer: names or patterns of the output layers: any modules whose ``weight`` has
+            neurons as rows. By default what the model's ``get_classifier()`` returns if it has that
+            method (timm; each of several heads is an output layer), else the last Linear layer or
+            1×1 convolution, with a warning where others may be meant.
         exclude: names of layers to leave out, or patterns such as ``"stem.*"``.
         include: names or patterns of modules to cover beside the above: Embedding layers, and any
             other module whose ``weight`` has neurons as rows.
         share_work: whether the processes of a distributed run share the work; False where each
             has a model of its own.
+        group: the processes that train this model together, where they are not all that there are;
+            by default those of the DistributedDataParallel that the model is wrapped in, else all.
         clip_factor: τ above; None for the exact value and gradient, whatever they are.
 
+    Attributes:
+        layers: names of the layers that are covered, in the network's order.
+        output_layers: names of those among them that count as output layers.
+
     Raises:
+        TypeError: if the model is no module, or a weight no number.
         ValueError: if the output layer is wanted and not found, if a name or pattern fits nothing
             (the message lists the names), or if a weight or an option is out of range.
 
@@ -89,59 +125,163 @@ class NetworkRegularizer(nn.Module):
         output_weight: float = 10.0,
         hidden_options: Mapping[str, Any] | None = None,
         output_options: Mapping[str, Any] | None = None,
-        output_layer: str | None = None,
+        output_layer: str | Iterable[str] | None = None,
         exclude: Iterable[str] = (),
         include: Iterable[str] = (),
         share_work: bool = True,
         clip_factor: float | None = 1.0,
+        group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"expected model as a torch.nn.Module, got {type(model).__name__}")
         for name, factor in (("hidden_weight", hidden_weight), ("output_weight", output_weight)):
-            if not 0 <= factor < math.inf:
-                raise ValueError(f"expected {name} as a finite number ≥ 0, got {factor!r}")
-        self.hidden_weight = hidden_weight
-        self.output_weight = output_weight
-        self.share_work = share_work
+            check_number(name, factor)
         if clip_factor is not None and not 0 < clip_factor < math.inf:
             raise ValueError(
                 f"expected clip_factor as a finite number above 0, or None, got {clip_factor!r}"
             )
+        self.hidden_weight = hidden_weight
+        self.output_weight = output_weight
+        self.share_work = share_work
         self.clip_factor = clip_factor
+        self.group = group if group is not None else group_of(model)
 
-        model = unwrapped(model)
-        # Not the model itself, which as an attribute would be registered as a submodule.
-        self._weight = partial(weight_at, model)
+        # In a tuple, as the model as an attribute would be registered as a submodule.
+        self._held: tuple[nn.Module, ...] = (unwrapped(model),)
         self._outputs = find_output_layers(model, output_layer, required=output is not None)
         layers = neuron_layers(model, include)
         layers.update({name: self._weight(name) for name in self._outputs})
-        asked_for = matching(layers, include, "include") | {output_layer}
+        asked_for = matching(layers, include, "include")
+        if output_layer is not None:
+            asked_for |= set(self._outputs)
         excluded = matching(layers, exclude, "exclude")
 
         self.regularizers = nn.ModuleDict()
-        taken = set()
+        self._reasons: dict[str, str] = {}
+        taken: dict[Hashable, str] = {}
         # Output layers first, as this is where a weight that they share is to be counted.
         for name in sorted(layers, key=lambda name: name not in self._outputs):
             is_output = name in self._outputs
             chosen, options = (output, output_options) if is_output else (hidden, hidden_options)
             weight = layers[name]
-            if chosen is None or name in excluded or weight.identity in taken:
+            if chosen is None:
+                self._reasons[name] = f"{'output' if is_output else 'hidden'}=None"
+                continue
+            if name in excluded:
+                self._reasons[name] = "excluded"
+                continue
+            if weight.identity in taken:
+                self._reasons[name] = f"shares the weight of {taken[weight.identity]!r}"
                 continue
             neurons = weight.neurons()
             *_, N, d = neurons.shape
             if N < 2:
+                self._reasons[name] = "fewer than two neurons, or than two in a group"
                 continue
             regularizer = create_regularizer(chosen, N, d, **(options or {}))
             if name not in asked_for and (reason := cannot_spread(regularizer, N, d)):
-                if is_output:
-                    warnings.warn(
-                        f"the output layer {name!r} is left out: {reason}; "
-                        f"output_layer={name!r} keeps it",
-                        stacklevel=2,
-                    )
+                self._reasons[name] = reason
                 continue
-            taken.add(weight.identity)
+            taken[weight.identity] = name
             self.regularizers[key(name)] = regularizer.to(neurons.device)
         self._names = [name for name in layers if key(name) in self.regularizers]
+        self._wanted = hidden is not None, output is not None
+        self._warn(output_layer is None and output is not None)
+
+    def attach(self, model: nn.Module) -> None:
+        """Take a model again, with the layers that the regularizer was made for.
+
+        A pickled regularizer comes back without its model and its group. A deep copy belongs to the
+        copy of the model if both are copied together, the model first, else to the same model.
+        """
+        self._held = (unwrapped(model),)
+        missing = [name for name in self._names if name not in named_weights(model)]
+        if missing:
+            raise ValueError(f"expected a model with the layers {self._names}, {missing} are not")
+
+    @property
+    def _model(self) -> nn.Module:
+        if not self._held:
+            raise RuntimeError("expected attach(model) first: pickling leaves the model out")
+        return self._held[0]
+
+    def _weight(self, name: str) -> Weight:
+        return weight_at(self._model, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": (), "group": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NetworkRegularizer:
+        held = tuple(memo.get(id(model), model) for model in self._held)
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        twin.__dict__.update(_held=held, group=self.group)
+        return twin
+
+    def _warn(self, guessed: bool) -> None:
+        """Say what a user may not expect."""
+        model = self._model
+        found = [doubt_about_output(model, self._outputs)] if guessed else []
+        found += [
+            f"the output layer {name!r} is left out: {self._reasons[name]}; output_layer={name!r} "
+            "keeps it"
+            for name in self._outputs
+            if guessed and "dimension" in self._reasons.get(name, "")
+        ]
+        if all(self._wanted):
+            roles = self.describe()
+            share = covered_share(model, roles)
+            if not self._names or not any(role.role != "left out" for role in roles):
+                found.append("no trained layer is covered: the value is 0. describe() says why")
+            elif share < 0.5 and "excluded" not in self._reasons.values():
+                found.append(
+                    f"{share:.0%} of the network's trained weights are covered. describe() lists "
+                    "what is left out, and why; include= takes names and patterns"
+                )
+        for message in filter(None, found):
+            warnings.warn(f"NetworkRegularizer: {message}", stacklevel=3)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that are covered."""
+        return list(self._names)
+
+    @property
+    def output_layers(self) -> list[str]:
+        """Names of those among :attr:`layers` that count as output layers."""
+        return [name for name in self._names if name in self._outputs]
+
+    def describe(self) -> list[ParameterRole]:
+        r"""What happens to each parameter of two or more dimensions, and why.
+
+        Example:
+            >>> from torch import nn
+            >>> from mhe_core import NetworkRegularizer
+            >>> model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 16), nn.Linear(16, 4))
+            >>> print(*NetworkRegularizer(model).describe(), sep="\n")
+            0.weight [9, 8]: left out, '0': Embedding, which include= covers
+            1.weight [16, 8]: hidden, layer '1'
+            2.weight [4, 16]: output, layer '2'
+        """
+        model = self._model
+        weights = named_weights(model)
+        covered = {n: "output" if n in self._outputs else "hidden" for n in self._names}
+        reasons = {
+            name: weight.problem or f"{type(weight.module).__name__}, which include= covers"
+            for name, weight in weights.items()
+        }
+        return parameter_roles(model, weights, covered, reasons | self._reasons)
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}(  # clip_factor={self.clip_factor}"]
+        for name in self._names:
+            role, factor = "hidden", self.hidden_weight
+            if name in self._outputs:
+                role, factor = "output", self.output_weight
+            lines.append(f"  {name}: {role}, {factor:g} × {self.regularizers[key(name)]}")
+        left_out = len(self._reasons)
+        return "\n".join([*lines, f")  # {left_out} layers left out: describe() says why"])
 
     def forward(self) -> Tensor:
         """``hidden_weight`` × sum of hidden energies + ``output_weight`` × output energy.
@@ -154,9 +294,13 @@ class NetworkRegularizer(nn.Module):
             return torch.zeros(())
         clips = self.clip_factor is not None and torch.is_grad_enabled()
         layers, probes = self._clipped(layers) if clips else (layers, [])
-        rank, processes = process() if self.share_work else (0, 1)
+        rank, processes = process(self.group) if self.share_work else (0, 1)
         alone = processes == 1
-        energies = layer_energies(layers) if alone else shared_energies(layers, rank, processes)
+        energies = (
+            layer_energies(layers)
+            if alone
+            else shared_energies(layers, rank, processes, self.group)
+        )
         weighted = [
             (self.output_weight if name in self._outputs else self.hidden_weight) * energy
             for name, energy in energies.items()
@@ -165,7 +309,7 @@ class NetworkRegularizer(nn.Module):
         total = torch.stack([energy.to(device) for energy in weighted]).sum()
         if probes:
             total = total + torch.stack([probe.to(device) for probe in probes]).sum()
-        total = total if alone else sum_over_processes(total)
+        total = total if alone else sum_over_processes(total, self.group)
         return total if self.clip_factor is None else bounded_value(total)
 
     def _clipped(self, layers: list[Layer]) -> tuple[list[Layer], list[Tensor]]:
@@ -189,7 +333,11 @@ class NetworkRegularizer(nn.Module):
 
         Args:
             lr: the network's current learning rate.
+
+        Raises:
+            ValueError: if ``lr`` is not a finite number ≥ 0.
         """
+        check_number("lr", lr)
         for layer in self._trained_layers():
             update = getattr(layer.regularizer, "update", None)
             if update is None:
@@ -205,6 +353,16 @@ class NetworkRegularizer(nn.Module):
             weight = self._weight(name)
             if weight.trained:
                 yield Layer(name, self.regularizers[key(name)], weight.neurons())
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise an error unless the value is a finite number ≥ 0."""
+    if isinstance(value, Tensor):  # a learning rate: to look at it would stall an accelerator
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"expected {name} as a number, got {type(value).__name__}")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"expected {name} as a finite number ≥ 0, got {value!r}")
 
 
 def key(name: str) -> str:

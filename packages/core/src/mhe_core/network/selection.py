@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -12,7 +12,7 @@ from mhe_core.network._weight import Weight
 from mhe_core.network.neurons import named_weights
 from mhe_core.regularizers import MHE
 
-__all__ = ["cannot_spread", "find_output_layers", "matching", "neuron_layers"]
+__all__ = ["cannot_spread", "doubt_about_output", "find_output_layers", "matching", "neuron_layers"]
 
 
 def neuron_layers(model: nn.Module, include: Iterable[str] = ()) -> dict[str, Weight]:
@@ -36,18 +36,18 @@ def readable(model: nn.Module) -> dict[str, Weight]:
 
 
 def find_output_layers(
-    model: nn.Module, name: str | None = None, *, required: bool = True
+    model: nn.Module, names: str | Iterable[str] | None = None, *, required: bool = True
 ) -> list[str]:
-    """Names of the output layers: the given one, or those found, one a head of the model.
+    """Names of the output layers: those that are given, or those found, one a head of the model.
 
     Raises:
-        ValueError: if the given name is no layer, or none is found and one is ``required``.
+        ValueError: if a given name or pattern fits no layer, or none is found and one is
+            ``required``.
     """
-    candidates = list(readable(model))
-    if name is not None:
-        if name not in candidates:
-            raise ValueError(f"expected output_layer to be one of {candidates}, got {name!r}")
-        return [name]
+    candidates = readable(model)
+    if names is not None:
+        given = matching(candidates, names, "output_layer")
+        return [name for name in candidates if name in given]
     mapping = {n: w.module for n, w in neuron_layers(model).items() if maps_channels(w.module)}
     found: list[str] = []
     for head in heads(model):
@@ -57,9 +57,46 @@ def find_output_layers(
     if required and not found:
         raise ValueError(
             "expected an output layer (what get_classifier() returns, or a Linear layer or 1×1 "
-            f"convolution), found none: give output_layer, one of {candidates}, or output=None"
+            f"convolution), found none: give output_layer, one of {list(candidates)}, or "
+            "output=None"
         )
     return found
+
+
+def doubt_about_output(model: nn.Module, guessed: Sequence[str]) -> str | None:
+    """Why the output layers that were found may not be those that are meant, and what else may.
+
+    None where the model itself names its classifier, or where the last weight is a Linear layer
+    beside which no other one looks like a head.
+    """
+    if hasattr(model, "get_classifier") or len(guessed) != 1:
+        return None
+    weights, (name,) = readable(model), guessed
+    layer = weights[name].module
+    after = list(weights)[list(weights).index(name) + 1 :]
+    beside = [other for other in weights if other != name and is_beside(other, name, weights)]
+    if not isinstance(layer, nn.Linear):
+        reason = f"{name!r} is the last 1×1 convolution"
+    elif after or beside:
+        reason = f"{name!r} is the last Linear layer"
+    else:
+        return None
+    others = f", beside {', '.join(map(repr, beside + after))}" if beside or after else ""
+    return f"the output layer is a guess: {reason}{others}"
+
+
+def is_beside(other: str, name: str, weights: Mapping[str, Weight]) -> bool:
+    """Whether a Linear layer looks like another head: what it returns, no layer takes."""
+    a, b = weights[other].module, weights[name].module
+    if not (isinstance(a, nn.Linear) and isinstance(b, nn.Linear)):
+        return False
+    widths = {
+        m.in_features for m in (w.module for w in weights.values()) if isinstance(m, nn.Linear)
+    }
+    if a.out_features in widths:
+        return False
+    siblings = other.rpartition(".")[0] == name.rpartition(".")[0]
+    return a.out_features == b.out_features or (siblings and a.in_features == b.in_features)
 
 
 def heads(model: nn.Module) -> list[nn.Module]:
