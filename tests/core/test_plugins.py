@@ -381,3 +381,12 @@ def test_a_summary_says_what_is_known_to_be_broken(install, target, expected):
     install("summed", [("summed", target)])
     (info,) = listed("summed")
     assert info.summary == expected
+
+
+def test_a_name_with_its_distribution_is_the_same_regularizer(monkeypatch):
+    monkeypatch.setattr(plugins_module, "_registered", {})
+    same = {plugins_module.canonical_name(name) for name in ("mhe", "mhe-core:mhe", "mhe_core:mhe")}
+    assert same == {"mhe"}
+    register_regularizer("mhe", torch.nn.Identity)
+    assert plugins_module.canonical_name("in-process:mhe") == "in-process:mhe"
+    assert plugins_module.canonical_name("mhe-core:mhe") == "mhe"

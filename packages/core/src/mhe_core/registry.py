@@ -32,6 +32,7 @@ __all__ = [
     "PluginError",
     "RegularizerInfo",
     "RegularizerNameError",
+    "canonical_name",
     "create_regularizer",
     "list_regularizers",
     "register_regularizer",
@@ -178,6 +179,23 @@ def register_regularizer(name: str, factory: Factory) -> None:
     summary = inspect.cleandoc(factory.__doc__ or "").partition("\n")[0]
     info = RegularizerInfo(name, IN_PROCESS, "", target, summary)
     _registered[name] = _Candidate(info, lambda: factory)
+
+
+def canonical_name(name: str) -> str:
+    """What a regularizer is to be compared by: core's own bare, all others with distribution.
+
+    ``mhe`` and ``mhe-core:mhe`` are one regularizer, and ``other:mhe`` is another.
+
+    Raises:
+        RegularizerNameError: if the name is unknown, or claimed by two distributions.
+
+    Example:
+        >>> canonical_name("mhe-core:half_mhe")
+        'half_mhe'
+    """
+    info = _find(name).info
+    core = _normalized(info.distribution) == "mhe-core"
+    return info.name if core else f"{info.distribution}:{info.name}"
 
 
 def _candidates() -> list[_Candidate]:
