@@ -8,6 +8,7 @@ from support.images import noise_folder
 from support.wiring import (
     SHARED,
     Changes,
+    Same,
     check_all_reach_the_runs,
     check_flag,
     check_no_entry_is_left_over,
@@ -26,6 +27,8 @@ RANDOM = {"regularizer": "comhe_random", "projection_dim": 4, "num_projections":
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory):
     folder = noise_folder(tmp_path_factory.mktemp("noise"), size=8)
+    first = tmp_path_factory.mktemp("first")
+    train(ClassificationConfig(output=first, **{**BASE, "seed": 1}))
     return SHARED | {
         "data": Changes(str(folder)),
         "model": Changes("resnet20"),
@@ -33,6 +36,19 @@ def entries(tmp_path_factory):
         "regularizer_options": Changes({"s": 1.0}, given=MHE),
         "hidden_weight": Changes(7.0, given=MHE),
         "output_weight": Changes(3.0, given=MHE),
+        "output_options": Changes({"s": 1.0}, given=MHE),
+        "init": Changes(first),
+        "pretrained": Same("downloads; see test_start.py"),
+        "model_options": Changes({"bn_momentum": 0.3}),
+        "drop_path": Changes(0.5, given={"model": "test_convnext", "width": 1.0, "image_size": 32}),
+        "normalization": Changes(
+            "model", given={"model": "test_resnet", "width": 1.0, "image_size": 32}
+        ),
+        "grad_checkpointing": Same("the same gradient, but for rounding: less memory"),
+        "channels_last": Same("the same gradient, but for rounding: another memory format"),
+        "cutmix": Changes(0.5),
+        "random_erasing": Changes(1.0),
+        "decay_norm_bias": Changes(False, given={"weight_decay": 0.1}),
         "image_size": Changes(16),
         "validation_fraction": Changes(0.2),
         "recipe": Changes("released", given={"warmup": None, "lr": None}),
