@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from mhe_core import hyperspherical_energy
-from mhe_core.energy.rows import directions
+from mhe_core.energy.potential import Gaussian
+from mhe_core.energy.rows import directions, working_copy
 from torch import Tensor
 
 from mhe_uniformity._base import Published, check_number
@@ -57,8 +58,12 @@ class Uniformity(Published):
         """Of one matrix ``[N, d]``."""
         if len(x) == 1:
             return x.sum() * 0
-        total = sum_over_all_pairs(directions(x), lambda q: torch.exp(-self.t * q))
-        return torch.log(total / math.comb(len(x), 2))
+        mean = hyperspherical_energy(x, potential=Gaussian(self.t))
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+
+    def prepared(self, neurons: Tensor) -> Tensor:
+        """As they are: the energy does the rest, without copies."""
+        return neurons
 
     def options(self) -> dict[str, Any]:
         """The hyperparameters."""
@@ -98,11 +103,16 @@ class HUG(Published):
         """Of one matrix ``[N, d]``."""
         if self.variant == "paper" or len(x) == 1:
             return hyperspherical_energy(x, s=2.0)
+        x = working_copy(x)
         u = directions(x)
         with torch.no_grad():
             apart = sum_over_all_pairs(u, lambda q: (q > 0).to(q.dtype))
         total = sum_over_all_pairs(u, reciprocal_of_apart)
         return total / apart.clamp_min(1.0)
+
+    def prepared(self, neurons: Tensor) -> Tensor:
+        """As they are: the energy does the rest, without copies."""
+        return neurons
 
 
 class UniformFace(Published):
