@@ -62,6 +62,10 @@ def entries(tmp_path_factory):
         "validation_people": Changes(2),
         "test_data": Changes(folder / "alike", given=tested, what="records"),
         "pairs": Changes(folder / "other.txt", given=tested, what="records"),
+        "crop": Changes(1.0),
+        "colour": Changes(1.0),
+        "low_resolution": Changes(1.0),
+        "erasing": Changes(1.0),
         "milestones": Changes([1]),
         "warmup": Changes(0.9),
     }
