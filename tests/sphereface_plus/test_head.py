@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sphereface_plus import SphereFaceHead
-from sphereface_plus.head import Annealing, psi
+from sphereface_plus.heads.sphereface import Annealing, psi
 from torch.nn import functional
 
 VARIANTS = ("a_softmax", "sphereface_r", "cosface", "arcface", "softmax")

@@ -11,7 +11,7 @@ from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig
 
 from sphereface_plus.augmentation import AUGMENTATIONS
-from sphereface_plus.head import Annealing, check_margin
+from sphereface_plus.heads.sphereface import MARGINS, Annealing, check_margin
 
 __all__ = ["FaceConfig"]
 
@@ -33,9 +33,12 @@ class FaceConfig(TrainingConfig):
         regularizer_start: the step from which on energies count.
         anchors: energy of all class vectors, or of those in the batch with all others.
         dim: dimension of the embedding.
+        head: the loss over the classes, by name (list_heads): a published one, or an installed
+            plug-in's; default: the one of --variant.
+        head_options: the head's own, as KEY=VALUE ….
         variant: of the margin: a_softmax, sphereface_r, cosface, arcface, or softmax without one.
-        margin: m; default: the variant's published one.
-        scale: s of the normalised variants.
+        margin: m; default: the head's published one.
+        scale: s of the normalised heads; default: the head's published one, 30 for a variant.
         annealing: schedule of a_softmax's lambda, max(minimum, base / (1 + gamma t) ^ power).
         shard_classes: each process holds a part of the class vectors, for very many classes.
         init: a run whose weights to start from, such as one without MHE; of other people, its class
@@ -69,9 +72,11 @@ class FaceConfig(TrainingConfig):
     regularizer_start: int = 0
     anchors: Literal["all", "batch"] = "all"
     dim: int = 512
+    head: str | None = None
+    head_options: dict[str, Any] = field(default_factory=dict)
     variant: Variant = "a_softmax"
     margin: float | None = None
-    scale: float = 30.0
+    scale: float | None = None
     annealing: Annealing = field(default_factory=Annealing)
     shard_classes: bool = False
     init: Path | None = None
@@ -101,7 +106,7 @@ class FaceConfig(TrainingConfig):
         super().__post_init__()
         if isinstance(self.annealing, dict):  # from config.yaml
             self.annealing = Annealing(**self.annealing)
-        self.margin = check_margin(self.margin, self.variant)
+        self._settle_head()
         if self.mhe_weight is not None:
             if self.mhe_weight < 0:
                 raise UserError(f"expected --mhe-weight at least 0, got {self.mhe_weight}")
@@ -139,14 +144,25 @@ class FaceConfig(TrainingConfig):
         """Probability of each augmentation."""
         return {name: getattr(self, name) for name in AUGMENTATIONS}
 
-    def head_options(self) -> dict[str, Any]:
-        """Options of the head."""
-        return {
-            "m": self.margin,
-            "variant": self.variant,
-            "scale": self.scale,
-            "annealing": self.annealing,
-        }
+    def _settle_head(self) -> None:
+        """Today's variants are heads, too, which have margin, scale and annealing by flags."""
+        if self.head in MARGINS and self.head != "sphereface_r":
+            self.variant, self.head = self.head, None  # type: ignore[assignment]  # one of them
+        if self.head is None:
+            self.margin = check_margin(self.margin, self.variant)
+            self.scale = 30.0 if self.scale is None else self.scale
+        elif self.shard_classes:
+            raise UserError(f"--shard-classes goes with --variant, got --head {self.head}")
+
+    def all_head_options(self) -> dict[str, Any]:
+        """What the head is made with: its flags, and --head-options."""
+        if self.head is None:
+            own: dict[str, Any] = {"variant": self.variant, "annealing": self.annealing}
+        else:
+            own = {}
+        flags = {"m": self.margin, "scale": self.scale}
+        given = {key: value for key, value in flags.items() if value is not None}
+        return {**own, **given, **self.head_options}
 
 
 def first_steps(model: str) -> tuple[float, float]:

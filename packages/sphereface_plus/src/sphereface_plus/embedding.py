@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sphereface_plus.backbones import create_backbone
 from sphereface_plus.config import FaceConfig
-from sphereface_plus.head import SphereFaceHead
+from sphereface_plus.heads import SphereFaceHead, create_head
 from sphereface_plus.pairs import PairSet
 from sphereface_plus.sharded import ShardedSphereFaceHead
 from sphereface_plus.verification import FoldResult, ten_fold
@@ -66,8 +66,19 @@ class FaceModel(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = create_backbone(config.model, config.dim, size, config.width)
-        head = ShardedSphereFaceHead if sharded else SphereFaceHead
-        self.head = head(config.dim, num_classes, **config.head_options())
+        options = config.all_head_options()
+        self.head: nn.Module
+        if config.head is not None:
+            self.head = create_head(config.head, config.dim, num_classes, **options)
+        elif sharded:
+            self.head = ShardedSphereFaceHead(config.dim, num_classes, **options)
+        else:
+            self.head = SphereFaceHead(config.dim, num_classes, **options)
+
+    @property
+    def class_vectors(self) -> nn.Parameter:
+        """The head's, [classes, dim]; of a sharded one, this process's."""
+        return self.head.get_parameter("weight")
 
 
 def load_run(run: Path, checkpoint: str = "best") -> tuple[FaceModel, FaceConfig, dict[str, Any]]:

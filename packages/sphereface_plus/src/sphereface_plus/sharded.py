@@ -18,7 +18,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn import functional
 
-from sphereface_plus.head import SphereFaceHead, check_batch
+from sphereface_plus.heads.base import check_batch
+from sphereface_plus.heads.sphereface import SphereFaceHead
 
 __all__ = ["ShardedSphereFaceHead", "gather_optimizer_state", "loss_parallel"]
 

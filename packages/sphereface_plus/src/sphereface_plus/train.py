@@ -130,14 +130,15 @@ class Trainer:
             group["lr"] = lr
         self.backbone.train()
         self.head.train()
-        self.penalty.update(self.model.head.weight, lr)
-        penalty = self.penalty(step, self.model.head.weight, labels)
+        self.penalty.update(self.model.class_vectors, lr)
         self.optimizer.zero_grad()
         with self.loss_context():
             embeddings = self.backbone(images)
             if self.config.shard_classes:  # of the loss of all processes' images, to be averaged
                 embeddings.register_hook(lambda g: g * self.accelerator.num_processes)
             loss = self.head(embeddings, labels)
+            # After the head, which may replace its class vectors by their directions.
+            penalty = self.penalty(step, self.model.class_vectors, labels)
             self.accelerator.backward(loss + penalty)
         self.optimizer.step()
         return {
@@ -159,9 +160,9 @@ class Trainer:
                 figures[f"{name}_error"] = 1 - accuracy
                 figures[f"{name}_eer"] = roc(found.scores, pairs.same).eer
         if self.config.shard_classes:
-            energy = sharded_hyperspherical_energy(self.model.head.weight.detach())
+            energy = sharded_hyperspherical_energy(self.model.class_vectors.detach())
             return {**figures, "class_energy": float(energy)}
-        return {**figures, **class_vector_figures(self.model.head.weight)}
+        return {**figures, **class_vector_figures(self.model.class_vectors)}
 
 
 def check_image_size(config: FaceConfig, backbone: nn.Module, size: tuple[int, int]) -> None:

@@ -21,12 +21,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
+from functools import partial
 
 import torch
 from mhe_core.errors import UserError
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
+
+from sphereface_plus.heads.base import (
+    Head,
+    add_margin_or_line,
+    at_labels,
+    check_batch,
+    cross_entropy,
+    unit_rows,
+    with_labels,
+)
 
 __all__ = ["Annealing", "SphereFaceHead", "psi"]
 
@@ -117,7 +126,7 @@ def chebyshev(x: Tensor, degree: int) -> Tensor:
     return current
 
 
-class SphereFaceHead(nn.Module):
+class SphereFaceHead(Head):
     """Class vectors with an angular margin; calling it gives the loss of a batch.
 
     Args:
@@ -157,26 +166,18 @@ class SphereFaceHead(nn.Module):
         scale: float = 30.0,
         annealing: Annealing | None = None,
     ) -> None:
-        super().__init__()
-        for name, value in (("dim", dim), ("num_classes", num_classes)):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise UserError(f"expected {name} as a positive integer, got {value!r}")
-        self.dim, self.num_classes = dim, num_classes = int(dim), int(num_classes)
+        super().__init__(dim, num_classes)
         self.m = check_margin(m, variant)
         self.variant = variant
         if not 0 < scale < math.inf:
             raise UserError(f"expected scale as a positive number, got {scale!r}")
         self.scale = scale
         self.annealing = annealing or Annealing()
-        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(num_classes, dim)))
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross entropy of the features ``[B, d]`` with labels ``[B]``, int64.
-
-        In training mode it counts the iteration, by which λ falls.
-        """
-        loss = functional.cross_entropy(self.logits(features, labels), labels)
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross entropy; in training mode it counts the iteration, by which λ falls."""
+        loss = cross_entropy(self.margin_logits(features, labels), labels)
         if self.training:
             self.iteration += 1
         return loss
@@ -204,16 +205,15 @@ class SphereFaceHead(nn.Module):
             weight = self.weight.to(x.dtype)
             if self.variant == "softmax":
                 return x @ weight.mT
+            cosines = unit_rows(x) @ unit_rows(weight).mT
             if self.variant == "a_softmax":
-                lengths = x.norm(dim=-1, keepdim=True)
+                lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             else:
-                x, lengths = unit_rows(x), self.scale * x.new_ones(len(x), 1)
-                x = self.scale * x
-            logits = x @ unit_rows(weight).mT
-            columns = labels.clamp_min(0).unsqueeze(1)
-            at_label = logits.gather(1, columns)
-            hard = lengths * self._with_margin(at_label / lengths.clamp_min(1e-12), lam)
-            return logits.scatter(1, columns, torch.where(labels[:, None] < 0, at_label, hard))
+                lengths = self.scale * x.new_ones(len(x), 1)
+            columns = labels.clamp_min(0)
+            own = at_labels(cosines, columns)
+            hard = torch.where(labels[:, None] < 0, own, self._with_margin(own, lam))
+            return lengths * with_labels(cosines, columns, hard)
 
     def _with_margin(self, cosines: Tensor, lam: float | Tensor | None) -> Tensor:
         """What takes the place of cos θ at the label."""
@@ -225,28 +225,9 @@ class SphereFaceHead(nn.Module):
             return cosines + (psi(cosines, m) - cosines).detach()
         if self.variant == "cosface":
             return cosines - m
-        # arcface: cos(θ + m), and where θ + m passes π, as published, a line that goes on falling
-        # from cos m + m sin m − 1 lower: 0.117 for m = 0.5.
-        sines = (1 - cosines.square()).clamp_min(torch.finfo(cosines.dtype).eps).sqrt()
-        beyond = cosines < math.cos(math.pi - m)
-        return torch.where(
-            beyond,
-            cosines - m * math.sin(m),
-            cosines * math.cos(m) - sines * math.sin(m),
-        )
-
-    def extra_repr(self) -> str:
-        """The sizes and options, for ``print(module)``."""
-        return (
-            f"dim={self.dim}, num_classes={self.num_classes}, m={self.m}, "
-            f"variant={self.variant!r}, scale={self.scale}"
-        )
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """Rows of length 1; zero rows stay zero, and pass gradients on as they come."""
-    lengths = x.norm(dim=-1, keepdim=True)
-    return x / torch.where(lengths > 0, lengths, 1.0)
+        # As published: where θ + m passes π, a line that goes on falling from cos m + m sin m − 1
+        # lower, 0.117 for m = 0.5.
+        return add_margin_or_line(cosines, m)
 
 
 def check_margin(m: float | None, variant: str) -> float:
@@ -263,19 +244,7 @@ def check_margin(m: float | None, variant: str) -> float:
     return m
 
 
-def check_batch(features: Tensor, labels: Tensor, dim: int, num_classes: int) -> None:
-    """Raise a ValueError that says what was expected and what came."""
-    if features.ndim != 2 or features.shape[1] != dim or not features.is_floating_point():
-        raise ValueError(
-            f"expected features as floating point [B, {dim}], "
-            f"got {features.dtype} {list(features.shape)}"
-        )
-    if labels.shape != features.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"expected labels as int64 [{len(features)}], got {labels.dtype} {list(labels.shape)}"
-        )
-    # On an accelerator the range is left to the kernels: reading it here would wait for them.
-    if labels.device.type == "cpu" and len(labels):
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= num_classes:
-            raise ValueError(f"expected labels in [0, {num_classes - 1}], got {low} to {high}")
+# The variants by name, as entry points.
+a_softmax, cosface, arcface, softmax = (
+    partial(SphereFaceHead, variant=name) for name in ("a_softmax", "cosface", "arcface", "softmax")
+)
