@@ -34,6 +34,8 @@ __all__ = [
     "RegularizerNameError",
     "canonical_name",
     "create_regularizer",
+    "find_regularizer",
+    "hyperparameters_of",
     "list_regularizers",
     "register_regularizer",
 ]
@@ -41,6 +43,14 @@ __all__ = [
 GROUP = "mhe_core.regularizers"
 TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(?:\[.*\])?")  # module:object [extras]
 IN_PROCESS = "in-process"  # stands for the distribution of what register_regularizer was given
+
+# Names of distributions that belong to the project, for who asks for one that is not installed.
+OFFERED = {
+    "mhe-uniformity": (
+        *("mhs", "mhp", "mhc", "rmhp", "mgd", "mma", "regularface", "uniformface", "koleo"),
+        *("uniformity", "hug", "so", "dso", "mc", "srip"),
+    )
+}
 
 Factory = Callable[..., nn.Module]
 
@@ -181,6 +191,46 @@ def register_regularizer(name: str, factory: Factory) -> None:
     _registered[name] = _Candidate(info, lambda: factory)
 
 
+def find_regularizer(name: str) -> tuple[RegularizerInfo, Factory]:
+    """Where the regularizer of that name comes from, and its factory, imported.
+
+    Raises:
+        RegularizerNameError: if the name is unknown, or claimed by two distributions.
+        PluginError: if the plug-in fails to import.
+
+    Example:
+        >>> info, factory = find_regularizer("half_mhe")
+        >>> info.target, factory.__name__
+        ('mhe_core.regularizers.mhe:HalfSpaceMHE', 'HalfSpaceMHE')
+    """
+    candidate = _find(name)
+    return candidate.info, _load_factory(candidate)
+
+
+def hyperparameters_of(factory: Factory) -> list[inspect.Parameter]:
+    """What a regularizer's factory takes beside the two sizes; nothing where it does not say.
+
+    Raises:
+        TypeError: if it does not take the two sizes.
+
+    Example:
+        >>> from mhe_core import MHE
+        >>> [parameter.name for parameter in hyperparameters_of(MHE)]
+        ['s', 'distance', 'convention']
+    """
+    try:
+        signature = inspect.signature(factory)
+    except (ValueError, TypeError):  # some compiled callables have none
+        return []
+    sizes = signature.bind_partial(None, None).arguments
+    variadic = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.name not in sizes and parameter.kind not in variadic
+    ]
+
+
 def canonical_name(name: str) -> str:
     """What a regularizer is to be compared by: core's own bare, all others with distribution.
 
@@ -282,6 +332,13 @@ def _unknown(name: str) -> str:
             "is mhe-core installed as a distribution (pip install), or only on the path?"
         )
     short = name.rpartition(":")[2].lower()
+    for distribution, names in OFFERED.items():
+        if short in names and short not in known:
+            folder = distribution.removeprefix("mhe-")
+            return (
+                f"unknown regularizer {name!r}: {short!r} is one of {distribution}'s; pip install "
+                f"{distribution} (in a copy of the repository: pip install ./packages/{folder})"
+            )
     near = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"unknown regularizer {name!r}; {hint}known: {', '.join(known)}"
@@ -313,7 +370,7 @@ def _check_hyperparameters(
     except (ValueError, TypeError):  # some compiled callables have none
         return
     try:
-        sizes = signature.bind_partial(None, None).arguments
+        signature.bind_partial(None, None)
     except TypeError:
         raise _broken(
             info, f"expected it to take (num_neurons, dim, **hyperparameters), got {signature}"
@@ -321,11 +378,7 @@ def _check_hyperparameters(
     try:
         signature.bind(None, None, **hyperparameters)
     except TypeError as error:
-        takes = [
-            _spelled(parameter)
-            for parameter in signature.parameters.values()
-            if parameter.name not in sizes and parameter.kind is not parameter.VAR_KEYWORD
-        ]
+        takes = [_spelled(parameter) for parameter in hyperparameters_of(factory)]
         raise HyperparameterError(
             f"regularizer {info.name!r} of {info.origin}: {error}; "
             f"expected hyperparameters: {', '.join(takes) or 'none'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -79,7 +78,7 @@ def anchored_regularizer(name: str, config: FaceConfig, head: nn.Module) -> nn.M
     """The regularizer of the batch's classes against all."""
     num_classes, dim = head.get_parameter("weight").shape
     regularizer = create_regularizer(name, num_classes, dim, **config.regularizer_options)
-    if "anchors" not in inspect.signature(regularizer.forward).parameters:
+    if not getattr(regularizer, "takes_anchors", False):
         raise UserError(f"--anchors batch: the regularizer {name} has no anchors")
     return regularizer
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mhe_core.cli.diff import add_diff
+from mhe_core.cli.info import add_info
 from mhe_core.cli.inspect import add_inspect
 from mhe_core.cli.list import add_list
 from mhe_core.errors import exit_status
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="mhe", description="Minimum hyperspherical energy.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_list(commands)
+    add_info(commands)
     add_inspect(commands)
     add_diff(commands)
     for command in commands.choices.values():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from mhe_core.registry import RegularizerInfo, list_regularizers
 
@@ -14,7 +16,16 @@ def add_list(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Add ``mhe list``."""
     text = "the regularizers found, and where each comes from"
     command = commands.add_parser("list", help=text, description=f"Print {text}.")
-    command.set_defaults(run=lambda arguments: print(table(list_regularizers())))
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Carry out ``mhe list``."""
+    infos = list_regularizers()
+    print(
+        json.dumps([asdict(info) for info in infos], indent=2) if arguments.json else table(infos)
+    )
 
 
 def table(infos: Sequence[RegularizerInfo]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -27,6 +28,12 @@ class Regularizer(nn.Module):
             once for each group of a grouped convolution.
         takes_anchors: whether ``forward`` has an argument ``anchors``, indices ``[M]`` of neurons
             whose pairs with all others are counted.
+        paper: where it was published; empty if nowhere.
+        published_weight: the factor that its published program gives it in hidden layers; None
+            where there is no such program.
+        published_output_weight: the factor in the output layer; None where the program has another
+            regularizer there.
+        published_output_options: hyperparameters that differ in the output layer.
 
     Args:
         num_neurons: N, the number of neurons of the layer.
@@ -40,12 +47,20 @@ class Regularizer(nn.Module):
     half_space: bool = False
     batched: bool = True
     takes_anchors: bool = False
+    paper: ClassVar[str] = ""
+    published_weight: ClassVar[float | None] = None
+    published_output_weight: ClassVar[float | None] = None
+    published_output_options: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """One that computes something else is not the bare potential that its parent is."""
+        """Whose forward is its own is no bare potential, and has the anchors that forward takes."""
         super().__init_subclass__(**kwargs)
-        if "forward" in vars(cls) and "potential" not in vars(cls):
+        if "forward" not in vars(cls):
+            return
+        if "potential" not in vars(cls):
             cls.potential = None
+        if "takes_anchors" not in vars(cls):
+            cls.takes_anchors = "anchors" in inspect.signature(cls.forward).parameters
 
     def __init__(self, num_neurons: int, dim: int) -> None:
         super().__init__()

@@ -50,6 +50,8 @@ class CoMHE(MHE):
 
     projection: Tensor | None
     needs_update = True
+    paper = "Lin et al., CVPR 2020, arXiv 1906.04892"
+    published_output_weight = None  # the published program has full-space energy there
 
     def __init__(
         self,
@@ -382,6 +384,7 @@ class GroupCoMHE(CoMHE):
             self.reset_parameters()
 
     needs_update = False
+    published_weight = None  # there is no published program
 
     def reset_parameters(self) -> None:
         """Split the dimensions as when it was made."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from mhe_core.energy import hyperspherical_energy
@@ -33,7 +35,9 @@ class MHE(Regularizer):
     """
 
     half_space = False
-    takes_anchors = True
+    paper = "Liu et al., NeurIPS 2018, arXiv 1805.09298"
+    published_weight: ClassVar[float | None] = 1.0
+    published_output_weight: ClassVar[float | None] = 10.0
 
     def __init__(
         self,
@@ -80,3 +84,4 @@ class HalfSpaceMHE(MHE):
     """
 
     half_space = True
+    published_output_weight = None  # the published program has full space there
