@@ -62,6 +62,11 @@ def test_sharding_needs_processes_and_classes_for_each(tmp_path):
         train(FaceConfig(output=tmp_path, shard_classes=True, **SETTINGS))
 
 
+def test_sharded_class_vectors_are_not_clipped(tmp_path):
+    with pytest.raises(ValueError, match="goes without --clip-grad"):
+        FaceConfig(output=tmp_path, shard_classes=True, clip_grad=1.0)
+
+
 @pytest.mark.parametrize(("name", "anchors"), [("comhe_random", "all"), ("mhe", "batch")])
 def test_sharded_class_vectors_take_no_regularizer_that_needs_them_all(tmp_path, name, anchors):
     settings = FaceConfig(output=tmp_path, regularizer=name, anchors=anchors, shard_classes=True)

@@ -79,6 +79,7 @@ SHARED: dict[str, Changes | Same] = {
     "epochs": Changes(2, given={"steps": None, "batch_size": 512, "epochs": 1}),
     "batch_size": Changes(12),
     "lr": Changes(0.011),
+    "clip_grad": Changes(0.001),
     "seed": Changes(1),
     "log_every": Changes(2, what="records"),
     "checkpoint_every": Same("only what a kill would lose depends on it", 1),

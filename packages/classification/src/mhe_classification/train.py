@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from mhe_core import NetworkRegularizer
 from mhe_core.errors import UserError, users_request
 from mhe_core.training.augment import random_crop, random_flip
+from mhe_core.training.clipping import clip_gradients
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.loop import Batch, Loop, Stateful, train_run
 from mhe_core.training.run import Run
@@ -191,6 +192,7 @@ class Trainer:
             self.regularizer.update(lr)
             penalty = self.regularizer()
         loss, correct = self._backward(images, targets, labels, penalty)
+        clip_gradients(self.accelerator, self.optimizer, self.config.clip_grad)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model, step=step)

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from mhe_core import NetworkRegularizer, neuron_matrix
 from mhe_core.diagnostics.bounds import lower_bound
 from mhe_core.errors import users_request
+from mhe_core.training.clipping import clip_gradients
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.images import ImageSet
 from mhe_core.training.loop import Batch, Loop, Stateful, TrainingDiverged, train_run
@@ -198,6 +199,7 @@ class Trainer:
             logits = self.discriminator(fake)
         loss = generator_loss(logits.float(), self.config.loss)
         self.accelerator.backward(loss + penalty)
+        clip_gradients(self.accelerator, self.generator_optimizer, self.config.clip_grad)
         self.generator_optimizer.step()
         self.discriminator.requires_grad_(True)
         return loss.detach(), penalty.detach()
@@ -227,6 +229,7 @@ class Trainer:
             found["r1"] = self._gradient_penalty(images[: len(real)])
             total = total + config.r1 / 2 * config.r1_every * found["r1"]
         self.accelerator.backward(total)
+        clip_gradients(self.accelerator, self.discriminator_optimizer, config.clip_grad)
         self.discriminator_optimizer.step()
         return {name: value.detach() for name, value in found.items()}
 

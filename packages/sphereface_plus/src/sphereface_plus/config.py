@@ -126,6 +126,8 @@ class FaceConfig(TrainingConfig):
             raise UserError(f"expected --warmup at least 0 and below 1, got {self.warmup}")
         if self.shard_classes and self.amp == "fp16":
             raise UserError("--shard-classes goes with --amp no or bf16, got fp16")
+        if self.shard_classes and self.clip_grad:
+            raise UserError(f"--shard-classes goes without --clip-grad, got {self.clip_grad}")
         if (self.test_data is None) != (self.pairs is None):
             raise UserError("expected --test-data and --pairs together, got one of them")
         self.size  # noqa: B018  a malformed --image-size is named here

@@ -17,6 +17,7 @@ from mhe_core.diagnostics import angle_statistics
 from mhe_core.errors import users_request
 from mhe_core.training.augment import normalize, random_flip
 from mhe_core.training.checkpoint import CheckpointError, load_checkpoint
+from mhe_core.training.clipping import clip_gradients
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.loop import Batch, Loop, Stateful, train_run
 from mhe_core.training.run import Run
@@ -140,6 +141,7 @@ class Trainer:
             # After the head, which may replace its class vectors by their directions.
             penalty = self.penalty(step, self.model.class_vectors, labels)
             self.accelerator.backward(loss + penalty)
+        clip_gradients(self.accelerator, self.optimizer, self.config.clip_grad)
         self.optimizer.step()
         return {
             "loss": loss.detach() + penalty.detach(),

@@ -30,6 +30,8 @@ class TrainingConfig:
         epochs: passes over the training images, in place of --steps.
         batch_size: images a step, over all processes and accumulated parts.
         lr: highest learning rate.
+        clip_grad: norm to which the gradients of a network are scaled down before a step; 0 for
+            no bound.
         seed: of the initial weights, the order of images and everything else that is random.
         log_every: steps between two records in metrics.jsonl.
         checkpoint_every: steps between two checkpoints.
@@ -57,6 +59,7 @@ class TrainingConfig:
     epochs: int | None = None
     batch_size: int = 128
     lr: float = 0.1
+    clip_grad: float = 0.0
     seed: int = 0
     log_every: int = 100
     checkpoint_every: int = 500
@@ -74,7 +77,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"expected {flag(name)} above 0, got {value}")
-        for name in ("hidden_weight", "output_weight", "workers", "seed", "lr"):
+        for name in ("hidden_weight", "output_weight", "workers", "seed", "lr", "clip_grad"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise UserError(f"expected {flag(name)} at least 0, got {value}")
