@@ -25,7 +25,8 @@ class FaceConfig(TrainingConfig):
     Attributes:
         data: a folder of aligned faces, Name/Name_0001.jpg; or digits, where 0 to 6 stand for the
             people to train on and 7 to 9 for unseen ones.
-        model: sfnet4, 10, 20, 36, 64, also with _bn; inception_resnet_v1; or a timm model.
+        model: sfnet4, 10, 20, 36, 64, also with _bn; iresnet18, 34, 50, 100, 200; mobilefacenet;
+            inception_resnet_v1; or a timm model.
         regularizer: of the class vectors, a registered one, or none.
         output_weight: weight of the class vectors' energy.
         mhe_weight: the same, by its published name.
@@ -41,8 +42,9 @@ class FaceConfig(TrainingConfig):
         scale: s of the normalised heads; default: the head's published one, 30 for a variant.
         annealing: schedule of a_softmax's lambda, max(minimum, base / (1 + gamma t) ^ power).
         shard_classes: each process holds a part of the class vectors, for very many classes.
-        init: a run whose weights to start from, such as one without MHE; of other people, its class
-            vectors are not taken over, and lambda starts anew.
+        init: a run whose weights to start from, such as one without MHE, or a file with published
+            ones of the backbone; with other people or another head, a run's class vectors are not
+            taken over, and lambda starts anew.
         image_size: height x width; default: the images' own.
         flip: mirror training images at random; default: yes, except for digits.
         crop: probability that a training image is black but for a random rectangle.

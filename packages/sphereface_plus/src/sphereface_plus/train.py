@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from mhe_core import hyperspherical_energy, sharded_hyperspherical_energy
 from mhe_core.diagnostics import angle_statistics
 from mhe_core.errors import users_request
 from mhe_core.training.augment import normalize, random_flip
-from mhe_core.training.checkpoint import CheckpointError, load_checkpoint
 from mhe_core.training.clipping import clip_gradients
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.loop import Batch, Loop, Stateful, train_run
@@ -29,6 +27,7 @@ from sphereface_plus.augmentation import augment
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.data import FaceSets, load_faces
 from sphereface_plus.embedding import FaceModel, verify
+from sphereface_plus.initial import start_from
 from sphereface_plus.penalty import Penalty
 from sphereface_plus.sharded import (
     ShardedSphereFaceHead,
@@ -71,7 +70,7 @@ class Trainer:
             config, len(data.train.classes), data.train.size, config.shard_classes
         )
         if config.init is not None:
-            start_from(config.init, self.model, data.train.classes)
+            start_from(config.init, self.model, config.model, data.train.classes)
         check_image_size(config, self.model.backbone, data.train.size)
         self.model.to(accelerator.device)
         with users_request(f"--regularizer {config.regularizer}"):
@@ -203,31 +202,6 @@ def class_vector_figures(class_vectors: Tensor) -> dict[str, float]:
         "class_angle": math.degrees(smallest),
         "class_energy": float(hyperspherical_energy(class_vectors)),
     }
-
-
-def start_from(run: Path, model: FaceModel, classes: Sequence[str]) -> None:
-    """Load the weights of a run: its backbone, and its class vectors if its people are the same.
-
-    With the class vectors comes the head's iteration, so that λ goes on from where it was, as
-    published; new class vectors start with a large λ.
-
-    Raises:
-        CheckpointError: if the run's network is another one.
-    """
-    file = Path(run) / "checkpoints" / "best"
-    content = load_checkpoint(file)
-    saved = content["state"]["model"]
-    if content["facts"]["classes"] != list(classes):
-        print(
-            f"{run} was trained on other people: its class vectors are not taken over, and "
-            "λ starts anew"
-        )
-        own = model.state_dict()
-        saved = {key: own[key] if key.startswith("head.") else saved[key] for key in saved}
-    try:
-        model.load_state_dict(saved)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights in {file} do not fit this model: {error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,19 +1,15 @@
-"""Backbones: from a face image to an embedding.
+"""SphereFace's networks (SFNet; Liu et al., CVPR 2017, table 2).
 
-The SphereFace networks (SFNet; Liu et al., CVPR 2017, table 2) have four stages, each a stride-2
-convolution and residual blocks of two convolutions, and end in a linear layer. Any timm model and
-facenet-pytorch's InceptionResnetV1 do, too.
+Four stages, each a stride-2 convolution and residual blocks of two convolutions, and a linear layer
+to the embedding.
 """
 
 from __future__ import annotations
 
-import difflib
-
-import timm
 from mhe_core.errors import UserError
 from torch import Tensor, nn
 
-__all__ = ["SFNet", "create_backbone"]
+__all__ = ["SFNETS", "SFNet"]
 
 # Residual blocks of the four stages, by the number of convolutions.
 BLOCKS = {
@@ -25,7 +21,6 @@ BLOCKS = {
 }
 CHANNELS = (64, 128, 256, 512)
 SFNETS = {f"sfnet{depth}{end}": (depth, end == "_bn") for depth in BLOCKS for end in ("", "_bn")}
-INCEPTION = "inception_resnet_v1"
 
 
 class SFNet(nn.Module):
@@ -116,49 +111,3 @@ def initialize(layer: nn.Conv2d | nn.Linear, residual: bool) -> None:
         nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-def create_backbone(
-    name: str, dim: int = 512, image_size: tuple[int, int] = (112, 96), width: float = 1.0
-) -> nn.Module:
-    """A network from images [B, 3, height, width] to embeddings [B, dim].
-
-    Args:
-        name: ``sfnet4``, ``sfnet10``, ``sfnet20``, ``sfnet36``, ``sfnet64``, each with ``_bn`` for
-            batch norm; ``inception_resnet_v1``, facenet-pytorch's; or the name of a timm model,
-            whose classifier becomes the embedding.
-        dim: dimension of the embedding.
-        image_size: height and width of the images.
-        width: factor on the number of an SFNet's channels; the others have no such factor.
-
-    Raises:
-        ValueError: if there is no such network, or it has no width.
-
-    Example:
-        >>> type(create_backbone("sfnet20_bn", width=0.5)).__name__
-        'SFNet'
-    """
-    if name in SFNETS:
-        depth, batch_norm = SFNETS[name]
-        return SFNet(depth, dim, image_size, width, batch_norm)
-    if name != INCEPTION and not timm.is_model(name):
-        names = [*SFNETS, INCEPTION, *timm.list_models()]
-        near = difflib.get_close_matches(name, names) or list(SFNETS)
-        raise UserError(
-            f"expected a backbone such as {', '.join(near)}, or a timm model, got {name!r}"
-        )
-    if width != 1:
-        raise UserError(f"expected width 1 for {name}, which has no width factor, got {width}")
-    if name == INCEPTION:
-        from facenet_pytorch import InceptionResnetV1
-
-        # As a classifier of dim classes: its own embedding is normalised, ours must not be.
-        return InceptionResnetV1(classify=True, num_classes=dim)
-    options = {"img_size": image_size} if takes_image_size(name) else {}
-    return timm.create_model(name, num_classes=dim, **options)
-
-
-def takes_image_size(name: str) -> bool:
-    """Whether a timm model is built for one image size, as vision transformers are."""
-    config = timm.get_pretrained_cfg(name)
-    return bool(config and config.fixed_input_size)
