@@ -108,7 +108,8 @@ def test_gradients_in_training_are_the_published_ones(recorded):
     }
     for name, value in found.items():
         # The batch norm of two embeddings all but cancels their gradient: some digits are lost.
-        np.testing.assert_allclose(value, recorded[f"r18_512/{name}"], rtol=1e-6, atol=1e-7)
+        expected = recorded[f"r18_512/{name}"]
+        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-7 * abs(expected).max())
     assert network.features.weight.grad is None
 
 
