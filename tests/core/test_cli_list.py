@@ -105,6 +105,7 @@ def test_info_says_what_is_known_about_each(name, capsys):
         "potential": plain,
         "batched": True,
         "takes_anchors": True,
+        "depends_on_lengths": False,
         "updates": not plain and name != "comhe_group",
     }
 

@@ -1,9 +1,12 @@
 """The conformance kit passes what is right, and says what is wrong with each kind of broken one."""
 
+import random
+
 import pytest
 import torch
 from mhe_core import list_regularizers, register_regularizer
-from mhe_core.testing import check_regularizer
+from mhe_core.cli import main
+from mhe_core.testing import check_regularizer, regularizer_checks
 from torch import Tensor, nn
 
 CORE = [info.name for info in list_regularizers() if info.distribution == "mhe-core"]
@@ -235,6 +238,58 @@ class StateIsAnObject(Right):
         pass
 
 
+class HalfTheGradient(Right):
+    def forward(self, neurons):
+        u = nn.functional.normalize(neurons.float(), dim=-1)
+        return (u @ u.detach().mT).square().mean()
+
+
+class CountsByIndex(Right):
+    def forward(self, neurons):
+        u = nn.functional.normalize(neurons.float(), dim=-1)
+        return (u[1:] * u[:-1]).sum(-1).mean()
+
+
+class CountsLengths(Right):
+    depends_on_lengths = False
+
+    def forward(self, neurons):
+        return (neurons.float() @ neurons.float().mT).mean()
+
+
+class HoldsAFunction(Right):
+    def __init__(self, num_neurons, dim):
+        super().__init__(num_neurons, dim)
+        self.function = lambda x: x
+
+
+class HoldsAGenerator(Right):
+    def __init__(self, num_neurons, dim):
+        super().__init__(num_neurons, dim)
+        self.drawn = (k for k in range(9))
+
+
+class SharesItsStateWithItsCopy(Right):
+    def __deepcopy__(self, memo):
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def update(self, neurons, lr):
+        self.projection.mul_(0.5)
+
+
+class DrawsFromPython(Right):
+    def update(self, neurons, lr):
+        self.projection = self.projection * random.random()
+
+
+class StartsDifferently(Right):
+    def __init__(self, num_neurons, dim):
+        super().__init__(num_neurons, dim)
+        self.projection = self.projection + random.random()
+
+
 BROKEN = [
     (NotAModule, "expected an nn.Module, got <"),
     (Vector, r"forward: expected a scalar tensor, got shape \[1\]"),
@@ -268,6 +323,13 @@ BROKEN = [
     (HiddenCounter, "state dict: expected the same value one update later"),
     (LateBuffer, "state dict: expected it to load, got RuntimeError: .*Unexpected key"),
     (StateIsAnObject, "state dict: expected it to load, got UnpicklingError"),
+    (HalfTheGradient, "gradient: expected .* as finite differences have it, got "),
+    (CountsByIndex, "order: expected .* whatever the neurons' order, got "),
+    (CountsLengths, "lengths: expected .* as depends_on_lengths is False, got "),
+    (HoldsAFunction, "pickle: expected one, got "),
+    (HoldsAGenerator, "deep copy: expected one, got TypeError"),
+    (SharesItsStateWithItsCopy, "deep copy: expected its update to leave the original alone"),
+    (StartsDifferently, "ranks: expected equal states .* draw from torch's generators alone"),
 ]
 
 
@@ -279,6 +341,47 @@ def test_a_broken_one_is_caught(factory, message):
         check_regularizer(factory)
 
 
+def test_state_drawn_from_other_generators_is_caught():
+    """Of Python's state, each call takes its own: which rule finds it first does not matter."""
+    with pytest.raises(AssertionError, match=r"expected the same value|ranks: expected equal"):
+        check_regularizer(DrawsFromPython)
+
+
+@pytest.mark.parametrize("check", regularizer_checks("half_mhe", 6, 4))
+def test_each_rule_is_a_case(check):
+    check()
+
+
+@pytest.mark.parametrize(
+    "check", regularizer_checks(CountsByIndex, expected_failures={"order": "it goes by index"})
+)
+def test_a_failure_can_be_expected(check):
+    check()
+
+
+def test_an_expected_failure_is_of_a_rule():
+    with pytest.raises(ValueError, match=r"expected failures of rules among .*, got \['ordre'\]"):
+        regularizer_checks("mhe", expected_failures={"ordre": "typing"})
+
+
+def test_the_command_prints_each_rule_and_their_number(capsys, monkeypatch):
+    monkeypatch.setattr("mhe_core.registry._registered", {})
+    register_regularizer("by_index", CountsByIndex)
+    main(["check", "mhe", "s=1", "distance=angular"])
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"{len(lines)} rules, 0 broken"
+    assert len(lines) == len(regularizer_checks("mhe"))
+    assert all(line.startswith("passed  ") for line in lines)
+    with pytest.raises(SystemExit, match="1"):
+        main(["check", "by_index"])
+    text = capsys.readouterr().out
+    assert "FAILED  order: The order" in text
+    assert text.endswith(" rules, 1 broken\n")
+    for wrong in (["mhf"], ["mhe", "s"], ["mhe", "--dim", "1"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["check", *wrong])
+
+
 class ChangesOnTheWay(Right):
     def _apply(self, fn, recurse=True):
         self.projection = torch.zeros_like(self.projection)
@@ -287,7 +390,7 @@ class ChangesOnTheWay(Right):
 
 def test_devices(monkeypatch):
     """With the CPU in the place of another device."""
-    monkeypatch.setattr("mhe_core.testing.other_devices", lambda: ["cpu"])
+    monkeypatch.setattr("mhe_core.testing._rules.other_devices", lambda: ["cpu"])
     check_regularizer(Right)
     with pytest.raises(AssertionError, match=r"^forward on cpu: expected .*, as on the CPU, got 0"):
         check_regularizer(ChangesOnTheWay)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from mhe_core.cli.check import add_check
 from mhe_core.cli.diff import add_diff
 from mhe_core.cli.info import add_info
 from mhe_core.cli.inspect import add_inspect
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_list(commands)
     add_info(commands)
+    add_check(commands)
     add_inspect(commands)
     add_diff(commands)
     for command in commands.choices.values():

@@ -22,6 +22,7 @@ CAPABILITIES = {
     "potential": "the mean of a potential over pairs: equal layers are computed together",
     "batched": "takes groups of neurons [..., N, d] in one call",
     "takes_anchors": "takes the energy of some neurons against all others",
+    "depends_on_lengths": "may depend on the neurons' lengths",
     "updates": "has a state that update(neurons, lr) advances each step",
 }
 
@@ -90,6 +91,7 @@ def capabilities(regularizer: nn.Module) -> dict[str, bool]:
         "potential": getattr(regularizer, "potential", None) is not None,
         "batched": bool(getattr(regularizer, "batched", False)),
         "takes_anchors": bool(getattr(regularizer, "takes_anchors", False)),
+        "depends_on_lengths": bool(getattr(regularizer, "depends_on_lengths", True)),
         "updates": updates and bool(getattr(regularizer, "needs_update", True)),
     }
 

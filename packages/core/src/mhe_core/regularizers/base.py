@@ -28,6 +28,8 @@ class Regularizer(nn.Module):
             once for each group of a grouped convolution.
         takes_anchors: whether ``forward`` has an argument ``anchors``, indices ``[M]`` of neurons
             whose pairs with all others are counted.
+        depends_on_lengths: whether the value may depend on the neurons' lengths; where False, the
+            conformance kit holds it to that.
         paper: where it was published; empty if nowhere.
         published_weight: the factor that its published program gives it in hidden layers; None
             where there is no such program.
@@ -47,6 +49,7 @@ class Regularizer(nn.Module):
     half_space: bool = False
     batched: bool = True
     takes_anchors: bool = False
+    depends_on_lengths: bool = True
     paper: ClassVar[str] = ""
     published_weight: ClassVar[float | None] = None
     published_output_weight: ClassVar[float | None] = None

@@ -59,6 +59,11 @@ class MHE(Regularizer):
         """Riesz's: the energy is its mean over all pairs and nothing else."""
         return Riesz(self.s, self.distance, self.convention)
 
+    @property
+    def depends_on_lengths(self) -> bool:  # type: ignore[override]
+        """Only by the released programs' smoothing of norms."""
+        return self.convention != "paper"
+
     def forward(self, neurons: Tensor, anchors: Tensor | None = None) -> Tensor:
         """Scalar energy of ``[..., N, d]``, of the ``anchors`` [M] against all if given."""
         return hyperspherical_energy(

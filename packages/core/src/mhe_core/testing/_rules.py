@@ -1,16 +1,10 @@
-"""The conformance kit: what every regularizer must do, for plug-in authors to run in one line.
-
-::
-
-    def test_conforms():
-        check_regularizer("my_name")
-
-Each check stands in a function of its own, and its docstring is the rule.
-"""
+"""The rules of the interface: a function each, whose docstring is the rule."""
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,53 +13,13 @@ from torch import Tensor, nn
 
 from mhe_core.registry import PluginError, create_regularizer
 
-__all__ = ["check_regularizer"]
+__all__ = ["CHECKS", "Subject"]
 
 LR = 0.1  # handed to update
+STEPS = 1e-2, 1e-3, 3e-4  # of finite differences in float32, which the rules ask for
 
 
-def check_regularizer(
-    regularizer: str | Callable[..., nn.Module],
-    num_neurons: int = 16,
-    dim: int = 8,
-    **hyperparameters: Any,
-) -> None:
-    """Hold a regularizer against the rules of the interface.
-
-    It maps neurons ``[N, d]`` to a finite scalar with a finite gradient, whatever the neurons; its
-    forward is pure; it takes float32 and bfloat16; its state dict holds all of its state; its
-    ``update``, if it has one, can be called once a step; and it gives the same on every device
-    there is. The caller's random state is left as it was.
-
-    Args:
-        regularizer: a name for :func:`~mhe_core.create_regularizer`, or a factory called as
-            ``factory(num_neurons, dim, **hyperparameters)``.
-        num_neurons: N, at least 4.
-        dim: d, at least 2. Choose both so that all of the regularizer is at work.
-        **hyperparameters: handed to the factory.
-
-    Raises:
-        AssertionError: at the first rule that is broken, saying which, and how.
-        ValueError: if ``num_neurons`` or ``dim`` is too small for the checks.
-
-    Example:
-        >>> from mhe_core.testing import check_regularizer
-        >>> check_regularizer("mhe", s=1)
-        >>> check_regularizer(lambda num_neurons, dim: torch.nn.Identity())
-        Traceback (most recent call last):
-            ...
-        AssertionError: forward: expected a scalar tensor, got shape [16, 8]
-    """
-    if num_neurons < 4 or dim < 2:
-        raise ValueError(f"expected num_neurons ≥ 4 and dim ≥ 2, got {num_neurons} and {dim}")
-    subject = _Subject(regularizer, num_neurons, dim, hyperparameters)
-    with torch.random.fork_rng():
-        for check in CHECKS:
-            torch.manual_seed(0)
-            check(subject)
-
-
-class _Subject(NamedTuple):
+class Subject(NamedTuple):
     """What is checked: made afresh for every check."""
 
     regularizer: str | Callable[..., nn.Module]
@@ -89,13 +43,13 @@ class _Subject(NamedTuple):
         return torch.randn(self.num_neurons, self.dim)
 
 
-def check_scalar(subject: _Subject) -> None:
+def check_scalar(subject: Subject) -> None:
     """A finite floating-point scalar, through which a gradient reaches the neurons."""
     _, gradient = _value_and_gradient(subject.make(), subject.neurons(), "forward")
     _require(bool(gradient.any()), "gradient: expected it to reach the neurons, got zero")
 
 
-def check_degenerate(subject: _Subject) -> None:
+def check_degenerate(subject: Subject) -> None:
     """Value and gradient are finite where neurons coincide, are opposite, vanish or are huge."""
     neurons = subject.neurons()
     cases = {
@@ -110,7 +64,7 @@ def check_degenerate(subject: _Subject) -> None:
         _value_and_gradient(subject.make(), degenerate, f"forward with {case}")
 
 
-def check_pure(subject: _Subject) -> None:
+def check_pure(subject: Subject) -> None:
     """Forward changes nothing, and the same input and state give the same value.
 
     Not the neurons, nor its own state, nor the random state, in train and in eval mode.
@@ -137,7 +91,7 @@ def check_pure(subject: _Subject) -> None:
         )
 
 
-def check_dtypes(subject: _Subject) -> None:
+def check_dtypes(subject: Subject) -> None:
     """In bfloat16 the value is that of the same neurons in float32 to 5 %, or 0.05."""
     neurons = subject.neurons().bfloat16()
     regularizer = subject.make()
@@ -150,7 +104,7 @@ def check_dtypes(subject: _Subject) -> None:
     )
 
 
-def check_update(subject: _Subject) -> None:
+def check_update(subject: Subject) -> None:
     """``update(neurons, lr)``, if there is one, leaves neurons and their gradient alone."""
     regularizer = subject.make()
     neurons = subject.neurons().requires_grad_()
@@ -161,7 +115,7 @@ def check_update(subject: _Subject) -> None:
     _value_and_gradient(regularizer, neurons.detach(), "forward after update")
 
 
-def check_state_dict(subject: _Subject) -> None:
+def check_state_dict(subject: Subject) -> None:
     """A state dict, saved and loaded with ``weights_only=True``, continues exactly.
 
     Loaded into a regularizer that was made from another random state, it gives the same value,
@@ -190,7 +144,114 @@ def check_state_dict(subject: _Subject) -> None:
             _update(module, neurons)
 
 
-def check_devices(subject: _Subject) -> None:
+def check_gradient(subject: Subject) -> None:
+    """The gradient is that of finite differences, to 2 % of its length, in three directions."""
+    regularizer, neurons = subject.make(), subject.neurons()
+    _update(regularizer, neurons)
+    _, gradient = _value_and_gradient(regularizer, neurons, "forward")
+    for _ in range(3):
+        direction = torch.randn_like(neurons)
+        claimed = float((gradient.double() * direction).sum())
+        slopes = []
+        for step in STEPS:
+            with torch.no_grad():
+                ahead, behind = (
+                    float(_forward(regularizer, neurons + move * direction, "forward"))
+                    for move in (step, -step)
+                )
+            slopes.append((ahead - behind) / (2 * step))
+        nearest = min(slopes, key=lambda slope: abs(slope - claimed))
+        _require(
+            abs(nearest - claimed) <= 0.02 * float(gradient.norm()),
+            f"gradient: expected {nearest:.4g} in some direction, as finite differences have it, "
+            f"got {claimed:.4g}",
+        )
+
+
+def check_order(subject: Subject) -> None:
+    """The order of the neurons does not count: the same value, to 1e-3, in another order."""
+    regularizer, neurons = subject.make(), subject.neurons()
+    _update(regularizer, neurons)
+    value = _forward(regularizer, neurons, "forward").float()
+    other = neurons[torch.randperm(len(neurons))]
+    permuted = _forward(regularizer, other, "forward with neurons in another order").float()
+    _require(
+        torch.allclose(permuted, value, rtol=1e-3, atol=1e-5),
+        f"order: expected {value.item()} whatever the neurons' order, got {permuted.item()}",
+    )
+
+
+def check_lengths(subject: Subject) -> None:
+    """With ``depends_on_lengths = False``, neurons of other lengths have one value, to 1e-3."""
+    regularizer, neurons = subject.make(), subject.neurons()
+    if getattr(regularizer, "depends_on_lengths", True):
+        return
+    _update(regularizer, neurons)
+    value = _forward(regularizer, neurons, "forward").float()
+    factors = 2.0 ** torch.randint(-4, 5, (len(neurons), 1))
+    scaled = _forward(regularizer, factors * neurons, "forward with other lengths").float()
+    _require(
+        torch.allclose(scaled, value, rtol=1e-3, atol=1e-5),
+        f"lengths: expected {value.item()} whatever the neurons' lengths, as depends_on_lengths "
+        f"is False, got {scaled.item()}",
+    )
+
+
+def check_copies(subject: Subject) -> None:
+    """A deep copy and a pickle continue as the original does, and leave it alone."""
+    ways: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "deep copy": copy.deepcopy,
+        "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    }
+    for way, copied in ways.items():
+        original, neurons = subject.make(), subject.neurons()
+        _update(original, neurons)
+        try:
+            twin = copied(original)
+        except Exception as error:
+            raise AssertionError(f"{way}: expected one, got {_spelled(error)}") from error
+        state = _copy(original.state_dict())
+        for moment in ("at once", "one update later", "two updates later"):
+            values = [_forward(module, neurons, f"{way}: forward") for module in (original, twin)]
+            _require(
+                torch.equal(*values),
+                f"{way}: expected the same value {moment}, got {values[0].item()} and, copied, "
+                f"{values[1].item()}",
+            )
+            torch.manual_seed(2)
+            _update(twin, neurons)
+            _require(
+                _same(original.state_dict(), state),
+                f"{way}: expected its update to leave the original alone",
+            )
+            torch.manual_seed(2)
+            _update(original, neurons)
+            state = _copy(original.state_dict())
+
+
+def check_ranks(subject: Subject) -> None:
+    """Two that are made and updated from equal random states have equal states, as ranks must.
+
+    Both are made in this process, one after the other.
+    """
+    neurons, built = subject.neurons(), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        built.append(subject.make())
+    for updates in range(4):
+        first, second = (_forward(module, neurons, "forward") for module in built)
+        _require(
+            _same(*(module.state_dict() for module in built)) and torch.equal(first, second),
+            f"ranks: expected equal states after {updates} updates from equal random states of "
+            f"torch, got the values {first.item()} and {second.item()}; draw from torch's "
+            "generators alone",
+        )
+        for module in built:
+            torch.manual_seed(updates)
+            _update(module, neurons)
+
+
+def check_devices(subject: Subject) -> None:
     """On every other device there is: the same value to 1e-3, after ``to(device)``."""
     regularizer, neurons = subject.make(), subject.neurons()
     reference = _forward(regularizer, neurons, "forward").float()
@@ -217,6 +278,11 @@ CHECKS = (
     check_dtypes,
     check_update,
     check_state_dict,
+    check_gradient,
+    check_order,
+    check_lengths,
+    check_copies,
+    check_ranks,
     check_devices,
 )
 
