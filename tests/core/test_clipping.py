@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -305,3 +306,23 @@ class TestLayersThatCannotBeSpread:
             regularizer = NetworkRegularizer(model)
         assert list(regularizer.terms()) == ["0"]
         assert list(NetworkRegularizer(model, output_layer="1").terms()) == ["0", "1"]
+
+
+class TestWeightsThatAreNotFinite:
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    @pytest.mark.parametrize("call", [NetworkRegularizer.__call__, NetworkRegularizer.terms])
+    def test_are_named_once(self, value, call):
+        model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 4))
+        regularizer = NetworkRegularizer(model)
+        with torch.no_grad():
+            model[1].weight[2, 3] = value
+        with pytest.warns(UserWarning, match="the weights of '1' are not finite"):
+            call(regularizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call(regularizer)
+
+    def test_are_not_blamed_for_an_infinite_value(self, recwarn):
+        regularizer = NetworkRegularizer(nn.Sequential(parallel_rows()), output_weight=1e38)
+        assert not regularizer().isfinite()
+        assert not recwarn.list

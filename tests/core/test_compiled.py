@@ -40,6 +40,26 @@ def test_a_step_is_one_graph_with_the_values_of_eager_mode(hidden, options):
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 
+def test_what_the_penalty_may_do_is_bounded_in_a_compiled_step_too():
+    torch._dynamo.reset()
+    model = network()
+    with torch.no_grad():
+        model[2].weight *= 1e-4
+        model[4].weight.copy_(1 + 1e-4 * torch.randn(4, 9))
+    regularizer = NetworkRegularizer(model)
+    found = []
+    for function in (regularizer, torch.compile(regularizer, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        value = function()
+        (value / 3).backward()
+        found.append([value.detach(), *(model[k].weight.grad for k in (0, 2, 4))])
+    torch.testing.assert_close(*found)
+    value, _, *bounded = found[1]
+    assert 1000 < value < 1e5
+    for gradient, k in zip(bounded, (2, 4), strict=True):
+        torch.testing.assert_close(3 * gradient.norm(dim=1), model[k].weight.norm(dim=1).detach())
+
+
 def test_a_redraw_in_a_compiled_step_neither_breaks_nor_compiles_again():
     torch._dynamo.reset()
     compiled = create_regularizer("comhe_random", 6, 12, projection_dim=4, seed=0)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from mhe_uniformity._base import Published, check_integer
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Seeded"]
 
@@ -43,20 +47,27 @@ class Seeded(Published):
 
     def update(self, neurons: Tensor, lr: float) -> None:
         """Count the update; the first makes all ranks agree."""
-        if not self._ranks_agree:
-            self._agree()
+        self.agree()
         self.updates += 1
 
-    def _agree(self) -> None:
-        """Take the seed and buffers of rank 0, once in a process."""
-        self._ranks_agree = True
-        if not (dist.is_available() and dist.is_initialized()):
+    def agree(self, group: ProcessGroup | None = None, *, alone: bool = False) -> None:
+        """Take the seed and buffers of the group's first process, once in a process.
+
+        Args:
+            group: the processes that train this layer; by default all.
+            alone: this process trains it without others, and takes nothing.
+        """
+        if self._ranks_agree:
             return
+        self._ranks_agree = True
+        if alone or not (dist.is_available() and dist.is_initialized()):
+            return
+        first = dist.get_global_rank(group, 0) if group is not None else 0
         for buffer in self.buffers():
-            dist.broadcast(buffer, 0)
+            dist.broadcast(buffer, first, group=group)
         device = next((buffer.device for buffer in self.buffers()), None)
         counts = torch.tensor([self.seed, self.updates], device=device)
-        dist.broadcast(counts, 0)
+        dist.broadcast(counts, first, group=group)
         self.seed, self.updates = counts.tolist()
 
     def get_extra_state(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,11 @@ from mhe_core.energy.potential import PairPotential
 from mhe_core.energy.rows import wide_dtype
 from mhe_core.network._batching import Layer, layer_energies, pair_potential_of
 
-__all__ = ["group_of", "process", "shared_energies", "sum_over_processes"]
+__all__ = ["check_same_weights", "group_of", "process", "shared_energies", "sum_over_processes"]
+
+# Between checksums of one model's weights, in relation to their norm: what different devices' sums
+# may differ by, and those of different models hardly ever do not.
+SAME = 1e-4
 
 
 def shared_energies(
@@ -114,6 +119,33 @@ def process(group: Any = None) -> tuple[int, int]:
             f"expected a group that this process (rank {dist.get_rank()}) is in, got one without it"
         )
     return rank, dist.get_world_size(group)
+
+
+def check_same_weights(layers: Sequence[Layer], group: Any = None) -> None:
+    """Raise an error, on all processes, unless all have the same layers and weights.
+
+    A collective operation: all processes of the group have to call it.
+
+    Raises:
+        ValueError: if the processes have different models.
+    """
+    wide = wide_dtype(layers[0].neurons.device)
+    shapes = " ".join(f"{layer.name} {list(layer.neurons.shape)}" for layer in layers)
+    rows = [layer.neurons.detach().to(wide).flatten() for layer in layers]
+    sums = torch.stack([x.sum().to(rows[0].device) for x in rows]).sum()
+    norms = torch.stack([x.norm().to(rows[0].device) for x in rows]).sum()
+    digest = torch.full_like(norms, zlib.crc32(shapes.encode()) % 2**20)
+    mine = torch.stack([digest, norms, sums])
+    gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, mine, group=group)
+    found = torch.stack(gathered)
+    apart = (found - found[0]).abs().amax(0)
+    if bool(apart[0] > 0) or bool((apart[1:] > SAME * found[0, 1]).any()):
+        raise ValueError(
+            "expected the same model on all processes that share the work, got different layers or "
+            "weights: give group= the processes that train one model, or share_work=False where "
+            "each has its own"
+        )
 
 
 def sum_over_processes(share: Tensor, group: Any = None) -> Tensor:

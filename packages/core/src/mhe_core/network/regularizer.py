@@ -16,7 +16,13 @@ from mhe_core.energy.rows import working_copy
 from mhe_core.network._batching import Layer, arguments, blamed, layer_energies
 from mhe_core.network._clipping import bounded_value, clipped_neurons
 from mhe_core.network._coverage import ParameterRole, covered_share, parameter_roles
-from mhe_core.network._processes import group_of, process, shared_energies, sum_over_processes
+from mhe_core.network._processes import (
+    check_same_weights,
+    group_of,
+    process,
+    shared_energies,
+    sum_over_processes,
+)
 from mhe_core.network._weight import Weight
 from mhe_core.network._wrappers import unwrapped
 from mhe_core.network.neurons import named_weights, weight_at
@@ -64,8 +70,12 @@ class NetworkRegularizer(nn.Module):
     :meth:`terms` is exact. Second derivatives take the bound as a constant.
 
     Where ``torch.distributed`` is initialized, each process computes a share of the energies. All
-    then have to call :meth:`forward` and :meth:`update`, with the same weights and in the same
-    order. The value is the whole; a process's gradient is its own share's times the number of
+    then have to call :meth:`forward` and :meth:`update`, with the same weights (the first call
+    compares them) and in the same order: not so in torch's ``Join``, which goes on without the
+    processes that have run out of data and needs ``share_work=False``. With DistributedDataParallel
+    and ``find_unused_parameters=True``, let the forward of the module that is wrapped return the
+    penalty: layers that only the penalty uses count as unused otherwise, and DDP's backward fails.
+    The value is the whole; a process's gradient is its own share's times the number of
     processes, so that the *average* over processes, which DistributedDataParallel or one's own
     ``all_reduce`` takes, is the gradient of the whole.
 
@@ -149,6 +159,8 @@ class NetworkRegularizer(nn.Module):
 
         # In a tuple, as the model as an attribute would be registered as a submodule.
         self._held: tuple[nn.Module, ...] = (unwrapped(model),)
+        self._is_same = False  # the model on all processes, as far as it was looked at
+        self._told = False  # that weights are not finite
         self._outputs = find_output_layers(model, output_layer, required=output is not None)
         layers = neuron_layers(model, include)
         layers.update({name: self._weight(name) for name in self._outputs})
@@ -196,6 +208,7 @@ class NetworkRegularizer(nn.Module):
         copy of the model if both are copied together, the model first, else to the same model.
         """
         self._held = (unwrapped(model),)
+        self._is_same = False
         missing = [name for name in self._names if name not in named_weights(model)]
         if missing:
             raise ValueError(f"expected a model with the layers {self._names}, {missing} are not")
@@ -296,6 +309,9 @@ class NetworkRegularizer(nn.Module):
         layers, probes = self._clipped(layers) if clips else (layers, [])
         rank, processes = process(self.group) if self.share_work else (0, 1)
         alone = processes == 1
+        if not (alone or self._is_same or torch.compiler.is_compiling()):
+            check_same_weights(layers, self.group)
+            self._is_same = True
         energies = (
             layer_energies(layers)
             if alone
@@ -310,6 +326,8 @@ class NetworkRegularizer(nn.Module):
         if probes:
             total = total + torch.stack([probe.to(device) for probe in probes]).sum()
         total = total if alone else sum_over_processes(total, self.group)
+        if total.device.type == "cpu":  # an accelerator would be waited for
+            self._warn_if_not_finite(layers, total)
         return total if self.clip_factor is None else bounded_value(total)
 
     def _clipped(self, layers: list[Layer]) -> tuple[list[Layer], list[Tensor]]:
@@ -324,9 +342,28 @@ class NetworkRegularizer(nn.Module):
     def terms(self) -> dict[str, Tensor]:
         """Each layer's unweighted energy, a differentiable scalar, by the layer's name.
 
-        Computed by this process alone, whatever others do: for reports.
+        Computed by this process alone, whatever others do: for reports. It warns of weights that
+        are not finite on all devices, :meth:`forward` on the CPU, where to look costs nothing.
         """
-        return layer_energies(list(self._trained_layers()))
+        layers = list(self._trained_layers())
+        energies = layer_energies(layers)
+        self._warn_if_not_finite(layers, *energies.values())
+        return energies
+
+    def _warn_if_not_finite(self, layers: list[Layer], *values: Tensor) -> None:
+        """Name, once, the layers whose weights are not finite, if a value is not."""
+        if self._told or torch.compiler.is_compiling() or any(value.is_meta for value in values):
+            return
+        if all(bool(value.isfinite()) for value in values):
+            return
+        names = [layer.name for layer in layers if not bool(layer.neurons.isfinite().all())]
+        self._told = bool(names)
+        if names:
+            warnings.warn(
+                f"NetworkRegularizer: the weights of {', '.join(map(repr, names))} are not finite, "
+                "and so are the energies",
+                stacklevel=3,
+            )
 
     def update(self, lr: float) -> None:
         """Advance the regularizers' state; to be called once per training step, before forward.
@@ -343,6 +380,9 @@ class NetworkRegularizer(nn.Module):
             if update is None:
                 continue
             neurons = layer.neurons.detach()
+            agree = getattr(layer.regularizer, "agree", None)
+            if agree is not None:
+                agree(self.group, alone=not self.share_work and self.group is None)
             with torch.autocast(neurons.device.type, enabled=False), blamed(layer):
                 for part in arguments(layer, working_copy(neurons)):
                     update(part, lr)

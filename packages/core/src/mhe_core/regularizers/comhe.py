@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from mhe_core.energy.potential import ConventionName, DistanceName
 from mhe_core.energy.rows import known_in_range, working_copy
 from mhe_core.regularizers.mhe import MHE
 from mhe_core.regularizers.projections import dimension_groups, draw_gaussian_, project, select
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["CoMHE", "GroupCoMHE", "RandomCoMHE", "check_integer"]
 
@@ -42,7 +45,7 @@ class CoMHE(MHE):
             are given the same seed share their random or group projections, and learned ones start
             from the same. None draws a seed from torch's global generator, so that each layer has
             a projection of its own; in a distributed run, the first :meth:`update` then takes
-            the projection of rank 0, so that it must be called on all ranks.
+            the projection of rank 0, so that it must be called on all ranks (see :meth:`agree`).
 
     Raises:
         ValueError: if an argument is out of range.
@@ -124,8 +127,7 @@ class CoMHE(MHE):
         if self.projection is None:
             return
         self.check_dim(neurons)
-        if not self._ranks_agree:
-            self._agree(self.projection)
+        self.agree()
         with torch.autocast(neurons.device.type, enabled=False):
             self.advance(working_copy(neurons.detach()), self.projection, lr)
 
@@ -144,14 +146,24 @@ class CoMHE(MHE):
     def advance(self, neurons: Tensor, projection: Tensor, lr: float) -> None:
         """What :meth:`update` does to the projection, in place; by default nothing."""
 
-    def _agree(self, projection: Tensor) -> None:
-        """Take the seed and projection of rank 0, once in a process."""
-        self._ranks_agree = True
-        if not (dist.is_available() and dist.is_initialized()):
+    def agree(self, group: ProcessGroup | None = None, *, alone: bool = False) -> None:
+        """Take the seed and projection of the group's first process, if they are not common yet.
+
+        The first :meth:`update` does so in the group of all processes.
+
+        Args:
+            group: the processes that train this layer; by default all.
+            alone: this process trains it without others, and takes nothing.
+        """
+        if self._ranks_agree or self.projection is None:
             return
-        seed = torch.tensor(self.seed, device=projection.device)
-        dist.broadcast(seed, 0)
-        dist.broadcast(projection, 0)
+        self._ranks_agree = True
+        if alone or not (dist.is_available() and dist.is_initialized()):
+            return
+        first = dist.get_global_rank(group, 0) if group is not None else 0
+        seed = torch.tensor(self.seed, device=self.projection.device)
+        dist.broadcast(seed, first, group=group)
+        dist.broadcast(self.projection, first, group=group)
         self.seed = int(seed)
 
     def unprojected(self, neurons: Tensor) -> Tensor:
