@@ -99,7 +99,11 @@ def test_the_energy_itself(reduction):
 def test_fake_tensors_have_the_shape():
     with torch._subclasses.FakeTensorMode():
         energy = hyperspherical_energy(torch.empty(3, 7, 5), half_space=True)
+        regularizer = NetworkRegularizer(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)))
+        penalty, terms = regularizer(), regularizer.terms()
     assert energy.shape == (3,)
+    assert penalty.shape == ()
+    assert list(terms) == ["0", "1"]
 
 
 def test_a_module_that_calls_the_energy_can_be_exported():

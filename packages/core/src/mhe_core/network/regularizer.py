@@ -352,9 +352,12 @@ class NetworkRegularizer(nn.Module):
 
     def _warn_if_not_finite(self, layers: list[Layer], *values: Tensor) -> None:
         """Name, once, the layers whose weights are not finite, if a value is not."""
-        if self._told or torch.compiler.is_compiling() or any(value.is_meta for value in values):
+        if self._told or torch.compiler.is_compiling():
             return
-        if all(bool(value.isfinite()) for value in values):
+        try:
+            if all(bool(value.isfinite()) for value in values):
+                return
+        except RuntimeError:  # fake tensors, those of the meta device and vmap's: no values
             return
         names = [layer.name for layer in layers if not bool(layer.neurons.isfinite().all())]
         self._told = bool(names)
