@@ -221,3 +221,11 @@ def test_bad_settings(settings, message):
 def test_the_published_length_is_the_default():
     assert GANConfig(output="x").total_steps(1000) == 200_000
     assert GANConfig(output="x", epochs=2).total_steps(640) == 20
+
+
+def test_grids_of_samples_are_in_tensorboards_log(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = {"width": 0.0625, "batch_size": 4, "steps": 2, "sample_every": 1, "device": "cpu"}
+    train(GANConfig(output=tmp_path, tracker="tensorboard", **settings))
+    log = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [grid.step for grid in log.Images("samples")] == [1, 2]

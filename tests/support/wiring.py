@@ -83,6 +83,7 @@ SHARED: dict[str, Changes | Same] = {
     "seed": Changes(1),
     "log_every": Changes(2, what="records"),
     "checkpoint_every": Same("only what a kill would lose depends on it", 1),
+    "tracker": Changes("tensorboard", what="files"),
     "workers": Same("they read the images; the batches are the same", 1),
     "device": Same("on another device figures differ by rounding"),
     "amp": Changes("bf16"),

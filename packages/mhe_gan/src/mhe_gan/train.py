@@ -300,7 +300,9 @@ class Trainer:
         if run.main and (taken % config.sample_every == 0 or taken == self.steps):
             noise = draw_noise(64, config.seed)
             grid = torch.cat(list(generate(self.sampled, noise)))
-            save_grid(grid, run.path / "samples" / f"step{taken:06d}.png")
+            file = run.path / "samples" / f"step{taken:06d}.png"
+            save_grid(grid, file)
+            run.trackers.picture("samples", file, taken)
         due = taken % config.checkpoint_every == 0
         if due and (count := int(self.steps_without_mistake)) >= config.checkpoint_every:
             raise TrainingDiverged(

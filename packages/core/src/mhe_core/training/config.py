@@ -35,6 +35,8 @@ class TrainingConfig:
         seed: of the initial weights, the order of images and everything else that is random.
         log_every: steps between two records in metrics.jsonl.
         checkpoint_every: steps between two checkpoints.
+        tracker: none, or programs that get every record, the settings and pictures, with commas
+            between: tensorboard, wandb, mlflow and what else accelerate knows.
         workers: processes that decode images, where they are not kept in memory.
         device: auto, cpu, cuda, cuda:1, ….
         amp: mixed precision.
@@ -63,6 +65,7 @@ class TrainingConfig:
     seed: int = 0
     log_every: int = 100
     checkpoint_every: int = 500
+    tracker: str = "none"
     workers: int = 0
     device: str = "auto"
     amp: Literal["no", "bf16", "fp16"] = "no"

@@ -17,6 +17,7 @@ from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig, flag
 from mhe_core.training.files import write_atomically
 from mhe_core.training.lock import FolderLock, Locked
+from mhe_core.training.tracking import Trackers, tracker_names
 
 __all__ = ["CONFIG_FILE", "Run", "RunError", "read_config", "saved_config"]
 
@@ -28,7 +29,16 @@ SUMMARY_FILE = "summary.json"
 PROJECT = ("mhe-core", "mhe-classification", "sphereface-plus", "mhe-gan")
 
 # Settings that do not change what a run computes: a resumed run may change them.
-FREE = {"output", "resume", "device", "workers", "checkpoint_every", "data_dir", "download"}
+FREE = {
+    "output",
+    "resume",
+    "device",
+    "workers",
+    "checkpoint_every",
+    "data_dir",
+    "download",
+    "tracker",
+}
 LENGTH = {"steps", "epochs"}  # a complete run may be given more
 NOTES = {"extended_at"}  # written by the run itself
 
@@ -52,6 +62,7 @@ class Run:
         self.checkpoints = self.path / "checkpoints"
         self._lock = FolderLock(self.path)
         self._claimed = self._continues = False
+        self._trackers: Trackers | None = None
 
     def open(self) -> dict[str, Any] | None:
         """:meth:`look`, and lock a run that is to be continued.
@@ -76,7 +87,9 @@ class Run:
 
         Raises:
             RunError: if the directory holds another run, or one that was not asked to be resumed.
+            UserError: if a tracker is asked for that is not installed.
         """
+        tracker_names(self.config.tracker)
         if not (self.path / CONFIG_FILE).exists():
             return None
         if not self.config.resume:
@@ -126,7 +139,9 @@ class Run:
             raise RunError(f"{error}: wait for its end, or give another --output") from None
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Give the lock back, and end the trackers' logs."""
+        if self._trackers is not None:
+            self._trackers.finish()
         self._lock.release()
 
     @property
@@ -136,10 +151,20 @@ class Run:
         return json.loads(file.read_text()) if file.exists() else None
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one record to metrics.jsonl."""
+        """Append one record to metrics.jsonl, and pass it to the trackers."""
         if self.main:
             with (self.path / METRICS_FILE).open("a") as file:
                 file.write(json.dumps(record) + "\n")
+            self.trackers.log(record)
+
+    @property
+    def trackers(self) -> Trackers:
+        """Those that the settings name; none but on the process that writes."""
+        if self._trackers is None:
+            names = tracker_names(self.config.tracker) if self.main else []
+            project = type(self.config).__module__.split(".")[0]
+            self._trackers = Trackers(names, self.path, project, plain(self.config))
+        return self._trackers
 
     def forget_after(self, step: int) -> None:
         """Drop the records of steps that a resumed run takes again, and a half-written line."""
