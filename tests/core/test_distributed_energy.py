@@ -216,8 +216,8 @@ def test_equal_layers_are_one_batch(monkeypatch):
     assert sorted(calls) == [(1, 10, 24), (1, 24, 6), (4, 6, 6), (5, 24, 24)]
     assert list(terms) == ["first", *[f"equal.{k}" for k in range(5)], "grouped", "head"]
     for k in range(5):
-        layer = regularizer._layer(f"equal.{k}")
-        torch.testing.assert_close(terms[f"equal.{k}"], HalfSpaceMHE(24, 24)(layer.weight))
+        neurons = regularizer._weight(f"equal.{k}").neurons()
+        torch.testing.assert_close(terms[f"equal.{k}"], HalfSpaceMHE(24, 24)(neurons))
 
 
 def test_layers_go_to_the_process_with_least_to_do():

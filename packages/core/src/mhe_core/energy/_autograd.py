@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mhe_core.energy import _tiles
-from mhe_core.energy.potential import PairPotential, potential_with, value_and_pull
+from mhe_core.energy.potential import PairPotential, potential_with
 from mhe_core.energy.reference import definition
 
 __all__ = ["tiled_energy"]
@@ -117,7 +117,7 @@ def _defined(ctx: Any, neurons: Tensor) -> Tensor:
 
 def _defined_gradient(ctx: Any, neurons: Tensor, grad_output: Tensor) -> Tensor:
     """The gradient by the definition, which can be differentiated again."""
-    _, pull = value_and_pull(lambda w: _defined(ctx, w), neurons)
+    _, pull = _vjp(lambda w: _defined(ctx, w), neurons)
     return pull(grad_output)[0]
 
 
@@ -127,9 +127,15 @@ def _defined_tangent(ctx: Any, neurons: Tensor, tangent: Tensor) -> Tensor:
     Forward mode within forward mode is not to be had, so that this is the gradient's gradient: the
     product of the Jacobian's transpose and a vector is linear in the vector.
     """
-    value, pull = value_and_pull(lambda w: _defined(ctx, w), neurons)
-    _, push = value_and_pull(lambda v: pull(v)[0], torch.zeros_like(value))
+    value, pull = _vjp(lambda w: _defined(ctx, w), neurons)
+    _, push = _vjp(lambda v: pull(v)[0], torch.zeros_like(value))
     return push(tangent)[0]
+
+
+def _vjp(function: Callable[[Tensor], Tensor], neurons: Tensor) -> tuple[Tensor, Any]:
+    found: Any = torch.func.vjp(function, neurons)
+    value, pull = found
+    return value, pull
 
 
 def scaled(gradient: Tensor | None, factor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -262,10 +263,26 @@ class Potential(ABC):
 
 
 def value_and_pull(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, Any]:
-    """The function's value, and what gives the inputs' gradients for one of the value."""
-    found: Any = torch.func.vjp(function, *inputs)
-    value, pull = found
-    return value, pull
+    """The function's value, and what gives the inputs' gradients for one of the value, once.
+
+    Not by ``torch.func.vjp``, which refuses to work where hooks on saved tensors are set, as
+    activation checkpointing does. They are kept out: nothing of this outlives the call.
+    """
+    with torch.enable_grad(), ExitStack() as stack:
+        # Within a transform of torch.func, none can be set, and so none need be kept out.
+        with suppress(RuntimeError):
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_itself, _itself))
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        value = function(*leaves)
+
+    def pull(grad_output: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(value, leaves, grad_output, materialize_grads=True)
+
+    return value.detach(), pull
+
+
+def _itself(saved: Tensor) -> Tensor:
+    return saved
 
 
 def potential_with(key: str) -> Potential:
