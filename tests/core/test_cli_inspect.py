@@ -138,7 +138,7 @@ def test_a_timm_model_is_made_by_name(capsys):
     ("arguments", "message"),
     [
         (("absent.pt",), "expected a weights file, found no absent.pt"),
-        ((os.curdir,), "expected a weights file, got the folder ."),
+        ((os.curdir,), "expected a folder with one weights file or an index"),
         (("FILE", "--pretrained"), "expected a timm model name with --pretrained"),
         (("FILE", "--key", "ema"), "expected key to be one of"),
         (("FILE", "--s", "-1"), "expected s as a finite number ≥ 0, got -1.0"),
