@@ -20,11 +20,14 @@ demo-gan: $(VENV)/.mhe_gan  ## train a small GAN on the embedded digits and draw
 	$(BIN)/mhe-gan train --output $(RUNS)/demo-gan --resume --width 0.125 --lr 2e-4 --steps 600
 	$(BIN)/mhe-gan sample $(RUNS)/demo-gan --num 64 --output $(RUNS)/demo-gan/samples.png
 
+# A process a core, each with whole files of tests, so that what a file sets up is set up once.
+PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile
+
 test: $(VENV)/.development  ## the fast tests
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-all: $(VENV)/.development  ## all tests, the slow ones too
-	$(BIN)/python -m pytest -q -m ""
+	$(PYTEST) -m ""
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .

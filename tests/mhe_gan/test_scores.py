@@ -8,6 +8,7 @@ import torch
 import torch_fidelity
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mhe_core.errors import UserError
 from mhe_gan.scores import (
     Scorer,
     frechet_distance,
@@ -214,7 +215,7 @@ def test_a_classifier_comes_from_the_package_that_registers_one(tmp_path, monkey
     (run / "gain").write_text("0.5")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "path", [])
-        with pytest.raises(ImportError, match="pip install mhe-classification"):
+        with pytest.raises(UserError, match="pip install mhe-classification"):
             load_extractor(run)
     with monkeypatch.context() as patch:
         install(tmp_path / "site", "one_reader", patch)
@@ -222,7 +223,7 @@ def test_a_classifier_comes_from_the_package_that_registers_one(tmp_path, monkey
         features, logits = extractor(coloured(100, 4))
         torch.testing.assert_close(logits, 0.5 * features)
         install(tmp_path / "site", "second_reader", patch)
-        with pytest.raises(ImportError, match="got 2 "):
+        with pytest.raises(UserError, match="got 2 "):
             load_extractor(run)
     with pytest.raises(ValueError, match="got both"):
         load_extractor(run, weights=run)

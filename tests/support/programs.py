@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -30,6 +31,7 @@ class Program(subprocess.Popen):
             env=os.environ | settings,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for pytest alone, which then kills it
+            preexec_fn=heed_signals,
             text=True,
             **options,
         )
@@ -47,6 +49,12 @@ class Program(subprocess.Popen):
             return process.environ().get(MARK) == self.mark
         except (psutil.Error, OSError):  # ended meanwhile, or another user's
             return False
+
+
+def heed_signals() -> None:
+    """Undo what the tests' own parent may have set: nohup, and shells for what runs behind."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

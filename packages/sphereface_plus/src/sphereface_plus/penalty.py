@@ -12,6 +12,7 @@ from mhe_core import (
     sharded_hyperspherical_energy,
 )
 from mhe_core.errors import UserError
+from mhe_core.network import clipped_penalty
 from mhe_core.training.naming import own_name
 from torch import Tensor, nn
 
@@ -60,11 +61,16 @@ class Penalty(nn.Module):
         if step < self.start:
             return torch.zeros((), device=labels.device)
         energy = self.network().to(labels.device)
-        if self.anchored is not None:
-            energy = energy + self.weight * self.anchored(class_vectors, anchors=labels.unique())
-        if self.sharded is not None:
-            energy = energy + self.weight * self.sharded(class_vectors)
-        return energy
+        own = self._of_class_vectors(labels)
+        return energy if own is None else energy + clipped_penalty(own, class_vectors)
+
+    def _of_class_vectors(self, labels: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The class vectors' weighted energy, where it is not the network regularizer's."""
+        if (anchored := self.anchored) is not None:
+            return lambda vectors: self.weight * anchored(vectors, anchors=labels.unique())
+        if (sharded := self.sharded) is not None:
+            return lambda vectors: self.weight * sharded(vectors)
+        return None
 
     def update(self, class_vectors: Tensor, lr: float) -> None:
         """Advance the regularizers' state, once a step and before :meth:`forward`."""

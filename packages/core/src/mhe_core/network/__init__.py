@@ -1,5 +1,6 @@
 """From a network to the energy of its neurons."""
 
+from mhe_core.network._clipping import clipped_penalty
 from mhe_core.network._weight import Weight, dense
 from mhe_core.network._wrappers import unwrapped
 from mhe_core.network.neurons import (
@@ -15,6 +16,7 @@ from mhe_core.network.selection import find_output_layers
 __all__ = [
     "NetworkRegularizer",
     "Weight",
+    "clipped_penalty",
     "dense",
     "find_output_layers",
     "has_neurons",

@@ -16,6 +16,7 @@ is computed twice, and where nothing is clipped, gradients keep their bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,10 +24,33 @@ from torch import Tensor
 
 from mhe_core.energy.rows import wide_dtype
 
-__all__ = ["LARGEST_VALUE", "bounded_value", "clipped_neurons"]
+__all__ = ["LARGEST_VALUE", "bounded_value", "clipped_neurons", "clipped_penalty"]
 
 # A loss in float32 keeps four digits behind the point beside a penalty of this size.
 LARGEST_VALUE = 1000.0
+
+
+def clipped_penalty(
+    penalty: Callable[[Tensor], Tensor], neurons: Tensor, clip_factor: float = 1.0
+) -> Tensor:
+    """``penalty(neurons)``, a scalar, bounded as :class:`NetworkRegularizer` bounds its own.
+
+    For penalties on neurons that no module holds as a whole, such as class vectors that are shared
+    out over processes.
+
+    Args:
+        penalty: the weighted energy of the neurons.
+        neurons: ``[..., N, d]``.
+        clip_factor: τ, the largest ratio of a gradient's length to its neuron's.
+
+    Example:
+        >>> neurons = torch.full((1, 2), 1e-3, requires_grad=True)
+        >>> clipped_penalty(lambda w: 5 * w.sum(), neurons).backward()
+        >>> bool(neurons.grad.norm() <= 1.0001 * neurons.norm())
+        True
+    """
+    clipped, probe = clipped_neurons(neurons, clip_factor)
+    return bounded_value(penalty(clipped) + probe)
 
 
 def clipped_neurons(neurons: Tensor, clip_factor: float) -> tuple[Tensor, Tensor]:
