@@ -9,19 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from mhe_core.errors import UserError
 from mhe_core.training.command import parse, run_command
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from mhe_core.training.export import export_network
 
 from mhe_classification.classifier import Classifier, load
-from mhe_classification.models import build_model
 
 __all__ = ["ExportConfig", "export", "main"]
-
-TOLERANCE = 1e-4  # largest difference of logits, of the largest logit
-BATCHES = (1, 3)  # sizes that the exported network is tried with
 
 
 @dataclass(kw_only=True)
@@ -58,21 +51,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """
     classifier = load(config.run, config.checkpoint)
     file = config.output or Path(config.run) / f"model.{config.format}"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.writing")
-    write, compute = WRITERS[config.format]
     metadata = describe(classifier)
-    try:
-        write(classifier, metadata, temporary)
-        difference = max(compare(classifier, temporary, compute, size) for size in BATCHES)
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"expected the exported network to compute what was trained, its logits differ by "
-                f"{difference:.2g} of the largest: nothing is written"
-            )
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    size = (classifier.image_size, classifier.image_size)
+    difference = export_network(
+        classifier.network, size, file, config.format, output="logits", metadata=metadata
+    )
     return {
         "file": str(file),
         "format": config.format,
@@ -90,78 +73,6 @@ def describe(classifier: Classifier) -> dict[str, str]:
         "image_size": str(classifier.image_size),
         **{name: json.dumps(values) for name, values in constants.items()},
     }
-
-
-@torch.no_grad()
-def compare(classifier: Classifier, file: Path, compute: Any, batch_size: int) -> float:
-    """The largest difference of logits, relative to the largest logit, on random images."""
-    generator = torch.Generator().manual_seed(batch_size)
-    size = (batch_size, 3, classifier.image_size, classifier.image_size)
-    images = classifier.normalize(torch.randint(256, size, generator=generator))
-    expected = classifier.network(images)
-    found = compute(classifier, file, images)
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
-def write_onnx(classifier: Classifier, metadata: dict[str, str], file: Path) -> None:
-    """The network as one ONNX file, with a free batch size."""
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401  compares the result
-        import onnxscript  # noqa: F401  torch's exporter needs it
-    except ImportError as error:
-        raise UserError(
-            f"--format onnx needs {error.name}: pip install 'mhe-classification[onnx]'"
-        ) from error
-
-    size = classifier.image_size
-    program = torch.onnx.export(
-        classifier.network,
-        (torch.zeros(2, 3, size, size),),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-        dynamo=True,
-        verbose=False,
-    )
-    model = program.model_proto  # type: ignore[union-attr]
-    onnx.helper.set_model_props(model, metadata)
-    onnx.save(model, file)
-
-
-def run_onnx(classifier: Classifier, file: Path, images: Tensor) -> Tensor:
-    """The logits that onnxruntime computes."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (logits,) = session.run(["logits"], {"images": images.contiguous().numpy()})
-    return torch.from_numpy(logits)
-
-
-def write_safetensors(classifier: Classifier, metadata: dict[str, str], file: Path) -> None:
-    """The network's state dict, with the metadata in the header."""
-    state = {name: value.contiguous() for name, value in classifier.network.state_dict().items()}
-    save_file(state, file, {"format": "pt", **metadata})
-
-
-def run_safetensors(classifier: Classifier, file: Path, images: Tensor) -> Tensor:
-    """The logits of a network that is built anew and gets the file's weights."""
-    settings = classifier.settings
-    network = build_model(
-        settings.model,
-        len(classifier.classes),
-        classifier.image_size,
-        settings.width,
-        **settings.network_options(),
-    )
-    network.load_state_dict(load_file(file))
-    return network.eval()(images)
-
-
-WRITERS: dict[str, tuple[Any, Any]] = {
-    "onnx": (write_onnx, run_onnx),
-    "safetensors": (write_safetensors, run_safetensors),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
