@@ -138,7 +138,8 @@ def test_first_and_second_derivatives(s, distance, half_space, convention):
 
     for function, at in ((energy, neurons), (energy, batch), (anchored, neurons)):
         assert torch.autograd.gradcheck(function, (at,))
-        assert torch.autograd.gradgradcheck(function, (at,))
+        # Differences of gradients of up to 1e5 have about 1e-5 of rounding in each entry.
+        assert torch.autograd.gradgradcheck(function, (at,), atol=1e-4)
 
 
 VECTORS = np.load(Path(__file__).parent / "reference_energy.npz")

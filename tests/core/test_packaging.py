@@ -152,7 +152,9 @@ def test_scripts_and_entry_points_lead_somewhere(package):
         path = package / "src" / module.replace(".", "/")
         file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        assert name in {getattr(node, "name", None) for node in tree.body}, target
+        assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        stored = {node.id for node in assigned if isinstance(node.ctx, ast.Store)}
+        assert name in stored | {getattr(node, "name", None) for node in tree.body}, target
 
 
 @pytest.fixture

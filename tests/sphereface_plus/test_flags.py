@@ -52,6 +52,8 @@ def entries(tmp_path_factory):
         "regularizer_start": Changes(1, given=MHE),
         "anchors": Changes("batch", given={**MHE, "batch_size": 4}),
         "dim": Changes(6),
+        "head": Changes("sphereface2", "magface"),
+        "head_options": Changes({"l_margin": 0.1}, given={"head": "magface"}),
         "variant": Changes("sphereface_r", "cosface", "arcface", "softmax"),
         "margin": Changes(2.0),
         "scale": Changes(10.0, given={"variant": "cosface"}),

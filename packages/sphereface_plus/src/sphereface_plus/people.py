@@ -129,7 +129,7 @@ def describe(images: ImageSet) -> str:
     Example:
         >>> from mhe_core.training.images import load_images
         >>> describe(load_images("digits", "train"))
-        '1437 images of 10 people, 139 to 147 each (median 144), 32×32 pixels'
+        '1437 images of 10 people, 139 to 146 each (median 144), 32×32 pixels'
     """
     each = images.labels.bincount(minlength=len(images.classes))
     low, middle, high = int(each.min()), int(each.median()), int(each.max())

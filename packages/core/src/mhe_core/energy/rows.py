@@ -17,6 +17,7 @@ __all__ = [
     "inverse_norms",
     "known_in_range",
     "unit_rows",
+    "waits_are_dear",
     "wide_dtype",
     "working_copy",
 ]
@@ -101,9 +102,10 @@ def gradient_at_norms(gradient: Tensor, norms: Tensor, dtype: torch.dtype) -> Te
 
 
 def directions(neurons: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Unit rows; a zero row stays zero and gets zero gradient. Differentiable any number of times.
+    """Unit rows; a zero row stays zero and gets zero gradient.
 
-    Rows are divided by their largest entry first, so that squares neither overflow nor vanish.
+    Differentiable any number of times. Rows are divided by their largest entry first, so that
+    squares neither overflow nor vanish.
 
     Args:
         neurons: ``[..., N, d]``.

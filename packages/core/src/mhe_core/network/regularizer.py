@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mhe_core.energy.rows import working_copy
+from mhe_core.energy.rows import waits_are_dear, working_copy
 from mhe_core.network._batching import Layer, arguments, blamed, layer_energies
 from mhe_core.network._clipping import bounded_value, clipped_neurons
 from mhe_core.network._coverage import ParameterRole, covered_share, parameter_roles
@@ -326,7 +326,7 @@ class NetworkRegularizer(nn.Module):
         if probes:
             total = total + torch.stack([probe.to(device) for probe in probes]).sum()
         total = total if alone else sum_over_processes(total, self.group)
-        if total.device.type == "cpu":  # an accelerator would be waited for
+        if not waits_are_dear(total.device):
             self._warn_if_not_finite(layers, total)
         return total if self.clip_factor is None else bounded_value(total)
 
