@@ -138,8 +138,10 @@ def test_first_and_second_derivatives(s, distance, half_space, convention):
 
     for function, at in ((energy, neurons), (energy, batch), (anchored, neurons)):
         assert torch.autograd.gradcheck(function, (at,))
-        # Differences of gradients of up to 1e5 have about 1e-5 of rounding in each entry.
-        assert torch.autograd.gradgradcheck(function, (at,), atol=1e-4)
+        # Of the energy itself: factors drawn anew would now and then raise rounding, which is
+        # 1e-5 for gradients of 1e5, above the tolerance.
+        ones = torch.ones_like(function(at), requires_grad=True)
+        assert torch.autograd.gradgradcheck(function, (at,), (ones,))
 
 
 VECTORS = np.load(Path(__file__).parent / "reference_energy.npz")
