@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -66,3 +67,27 @@ def command(monkeypatch, capsys):
         return subprocess.CompletedProcess(sys.argv, found, printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture
+def traced_graphs(monkeypatch):
+    """torch.compile without the minutes of generating code: what it traces runs as it is.
+
+    Returns how many graphs were traced of each network, by the name of its class.
+    """
+    import torch
+
+    found = Counter()
+    original = torch.compile
+
+    def trace(called):
+        def backend(graph, inputs):
+            found[type(called).__name__] += 1
+            return graph.forward
+
+        return original(called, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    torch.compiler.reset()
+    yield found
+    torch.compiler.reset()

@@ -3,6 +3,8 @@
 import pytest
 from mhe_classification import compare as compare_command
 from mhe_classification.config import ClassificationConfig
+from mhe_classification.test import TestConfig
+from mhe_classification.test import test as test_run
 from mhe_classification.train import train
 from support.images import noise_folder
 from support.wiring import (
@@ -100,6 +102,17 @@ def test_two_runs_with_the_same_settings_write_the_same(tmp_path, outcome):
 @pytest.mark.parametrize("name", flags(ClassificationConfig))
 def test_every_flag_of_train(name, entries, outcome):
     check_flag(ClassificationConfig, name, entries, outcome, BASE)
+
+
+def test_compiled_steps_are_the_same_steps(tmp_path, outcome, traced_graphs):
+    settings = {**BASE, **MHE, "ema": 0.9}
+    compiled = {**settings, "compile": True, "output": tmp_path}
+    train(ClassificationConfig(**{**compiled, "steps": 1}))
+    train(ClassificationConfig(**compiled, resume=True))
+    assert traced_graphs["VGG9"] > 0
+    assert differing(written(tmp_path)["weights"], outcome(settings)["weights"]) == []
+    tested = test_run(TestConfig(run=tmp_path, device="cpu"))
+    assert tested["test_error"] == written(tmp_path)["summary"]["test_error"]
 
 
 def test_no_entry_is_left_over(entries):

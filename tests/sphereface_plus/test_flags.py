@@ -3,6 +3,8 @@
 import pytest
 from sphereface_plus import compare as compare_command
 from sphereface_plus.config import FaceConfig
+from sphereface_plus.test import TestConfig
+from sphereface_plus.test import test as test_run
 from sphereface_plus.train import train
 from support.images import noise_folder
 from support.wiring import (
@@ -98,6 +100,15 @@ def test_two_runs_with_the_same_settings_write_the_same(tmp_path, outcome):
 @pytest.mark.parametrize("name", flags(FaceConfig))
 def test_every_flag_of_train(name, entries, outcome):
     check_flag(FaceConfig, name, entries, outcome, BASE)
+
+
+def test_compiled_steps_are_the_same_steps(tmp_path, outcome, traced_graphs):
+    settings = {**BASE, **MHE}
+    train(FaceConfig(**settings, compile=True, output=tmp_path))
+    assert traced_graphs["SFNet"] > 0
+    assert differing(written(tmp_path)["weights"], outcome(settings)["weights"]) == []
+    tested = test_run(TestConfig(run=tmp_path, device="cpu"))
+    assert tested["accuracy"] == written(tmp_path)["summary"]["test_accuracy"]
 
 
 def test_no_entry_is_left_over(entries):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from mhe_core import NetworkRegularizer
 from mhe_core.training.command import parse, run_command
+from mhe_core.training.compiling import compiled
 from mhe_core.training.config import TrainingConfig
 from mhe_core.training.images import ImageSet, load_folder
 from mhe_core.training.loop import Loop, train_run
@@ -61,7 +62,8 @@ def train(config: TinyConfig, evaluate: Callable[[int], dict[str, float]] | None
         model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Tanh(), nn.Linear(8, 4))
         model.to(accelerator.device)
         regularizer = NetworkRegularizer(model, "half_mhe", "mhe")
-        wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
+        fast = compiled(model, config.compile, accelerator.device)
+        wrapped, optimizer = accelerator.prepare(fast, torch.optim.SGD(model.parameters(), 0.1))
         images = load_folder(Path(config.data)) if Path(config.data).is_dir() else made_up()
         taken = 0
 

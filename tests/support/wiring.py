@@ -87,6 +87,7 @@ SHARED: dict[str, Changes | Same] = {
     "workers": Same("they read the images; the batches are the same", 1),
     "device": Same("on another device figures differ by rounding"),
     "amp": Changes("bf16"),
+    "compile": Same("the same steps, but for rounding: each package has a test of its own"),
     "resume": Same("there is nothing to resume", True),
     "extended_at": Same("a run notes it itself"),
     "optimizer": Changes("adamw"),

@@ -14,6 +14,7 @@ from mhe_core.errors import UserError, users_request
 from mhe_core.training.augment import random_crop, random_flip
 from mhe_core.training.clipping import clip_gradients
 from mhe_core.training.command import parse, run_command
+from mhe_core.training.compiling import compiled
 from mhe_core.training.loop import Batch, Loop, Stateful, train_run
 from mhe_core.training.run import Run
 from timm.data import Mixup
@@ -144,7 +145,8 @@ class Trainer:
                 f"tanh, got {config.schedule!r}"
             )
         self.ema = ModelEmaV3(self.model, decay=config.ema) if config.ema else None
-        self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
+        fast = compiled(self.model, config.compile, accelerator.device)
+        self.prepared, self.optimizer = accelerator.prepare(fast, optimizer)
 
     def loop(self, run: Run) -> Loop:
         """The steps of this run, over its training images."""

@@ -16,6 +16,7 @@ from mhe_core.diagnostics.bounds import lower_bound
 from mhe_core.errors import users_request
 from mhe_core.training.clipping import clip_gradients
 from mhe_core.training.command import parse, run_command
+from mhe_core.training.compiling import compiled
 from mhe_core.training.images import ImageSet
 from mhe_core.training.loop import Batch, Loop, Stateful, TrainingDiverged, train_run
 from mhe_core.training.run import Run
@@ -107,11 +108,15 @@ class Trainer:
         sizes = [neuron_matrix(layer).shape[-2:] for layer in layers]
         self.floor = sum(lower_bound(N, d, s=0) for N, d in sizes)
         adam = partial(torch.optim.Adam, lr=config.lr, betas=(config.beta1, config.beta2))
+        self.fast_generator, self.fast_discriminator = (
+            compiled(network, config.compile, device)
+            for network in (self.generator, self.discriminator)
+        )
         self.wrapped_generator, self.generator_optimizer = accelerator.prepare(
-            self.generator, adam(self.generator.parameters())
+            self.fast_generator, adam(self.generator.parameters())
         )
         self.wrapped_discriminator, self.discriminator_optimizer = accelerator.prepare(
-            self.discriminator, adam(self.discriminator.parameters())
+            self.fast_discriminator, adam(self.discriminator.parameters())
         )
         self.lecam = LeCam(reduce=partial(accelerator.reduce, reduction="mean"))
         self.steps_without_mistake = torch.zeros((), dtype=torch.int64, device=device)
@@ -196,7 +201,7 @@ class Trainer:
         with self.accelerator.autocast():
             # Not through DDP, which would wait for the discriminator's gradients.
             fake = self._augmented(self.wrapped_generator(self._noise(num)))
-            logits = self.discriminator(fake)
+            logits = self.fast_discriminator(fake)
         loss = generator_loss(logits.float(), self.config.loss)
         self.accelerator.backward(loss + penalty)
         clip_gradients(self.accelerator, self.generator_optimizer, self.config.clip_grad)
@@ -215,7 +220,7 @@ class Trainer:
         penalty = self._penalty(self.regularizer)
         with self.accelerator.autocast():
             with torch.no_grad():
-                fake = self.generator(self._noise(len(real)))
+                fake = self.fast_generator(self._noise(len(real)))
             images = self._augmented(torch.cat([real, fake.to(real.dtype)]))
             logits = self.wrapped_discriminator(images).float()
         of_real, of_fake = logits.split(len(real))
@@ -236,8 +241,9 @@ class Trainer:
     def _gradient_penalty(self, real: Tensor) -> Tensor:
         """R1 every so many steps, 0 between them.
 
-        In float32, and not through DDP, which knows no second derivatives; it averages the
-        gradients all the same. In evaluation mode, so that spectral norm takes no power iteration.
+        In float32, and not through DDP or a compiled network, which know no second derivatives;
+        DDP averages the gradients all the same. In evaluation mode, so that spectral norm takes no
+        power iteration.
         """
         if (self.taken - 1) % self.config.r1_every:
             return torch.zeros((), device=real.device)

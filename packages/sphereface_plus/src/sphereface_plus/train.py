@@ -17,6 +17,7 @@ from mhe_core.errors import users_request
 from mhe_core.training.augment import normalize, random_flip
 from mhe_core.training.clipping import clip_gradients
 from mhe_core.training.command import parse, run_command
+from mhe_core.training.compiling import compiled
 from mhe_core.training.loop import Batch, Loop, Stateful, train_run
 from mhe_core.training.run import Run
 from mhe_core.training.seeding import seed_all
@@ -84,7 +85,8 @@ class Trainer:
                 momentum=config.momentum,
                 filter_bias_and_bn=False,
             )
-        self.backbone, self.optimizer = accelerator.prepare(self.model.backbone, optimizer)
+        fast = compiled(self.model.backbone, config.compile, accelerator.device)
+        self.backbone, self.optimizer = accelerator.prepare(fast, optimizer)
         self.loss_context: Callable[[], AbstractContextManager] = contextlib.nullcontext
         if isinstance(self.model.head, ShardedSphereFaceHead):
             self.head: nn.Module = self.model.head

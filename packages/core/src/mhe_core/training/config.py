@@ -40,6 +40,8 @@ class TrainingConfig:
         workers: processes that decode images, where they are not kept in memory.
         device: auto, cpu, cuda, cuda:1, ….
         amp: mixed precision.
+        compile: let torch.compile make the training steps faster; needs a C++ compiler, or Triton
+            on a GPU, and minutes before the first step.
         resume: continue the run in --output, to the bit, or start it if there is none; a complete
             one goes on with more --steps or --epochs than it had.
         extended_at: steps at which the run was complete, and was given more; written by the run.
@@ -69,6 +71,7 @@ class TrainingConfig:
     workers: int = 0
     device: str = "auto"
     amp: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
     resume: bool = False
     extended_at: list[int] = field(default_factory=list)
 

@@ -33,6 +33,7 @@ FREE = {
     "output",
     "resume",
     "device",
+    "compile",
     "workers",
     "checkpoint_every",
     "data_dir",
