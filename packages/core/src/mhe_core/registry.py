@@ -100,12 +100,14 @@ class _Candidate:
 _registered: dict[str, _Candidate] = {}
 
 
-def create_regularizer(name: str, num_neurons: int, dim: int, **hyperparameters: Any) -> nn.Module:
+def create_regularizer(
+    name: str | Factory, num_neurons: int, dim: int, **hyperparameters: Any
+) -> nn.Module:
     """Make the regularizer of that name for a layer of ``num_neurons`` neurons.
 
     Args:
         name: a name of :func:`list_regularizers`, or ``distribution:name`` where two
-            distributions claim one name.
+            distributions claim one name; or a class or factory that needs no name.
         num_neurons: N, the number of neurons of the layer.
         dim: d, their dimension.
         **hyperparameters: handed to the regularizer's factory.
@@ -129,7 +131,7 @@ def create_regularizer(name: str, num_neurons: int, dim: int, **hyperparameters:
         >>> energy(torch.eye(3))
         tensor(0.4500)
     """
-    candidate = _find(name)
+    candidate = _in_process("", name) if callable(name) else _find(name)
     factory = _load_factory(candidate)
     _check_hyperparameters(candidate.info, factory, hyperparameters)
     regularizer = factory(num_neurons, dim, **hyperparameters)
@@ -185,10 +187,13 @@ def register_regularizer(name: str, factory: Factory) -> None:
         raise ValueError(f"expected a name that is not empty and has no colon, got {name!r}")
     if not callable(factory):
         raise TypeError(f"expected factory to be callable, got {type(factory).__name__}")
+    _registered[name] = _in_process(name, factory)
+
+
+def _in_process(name: str, factory: Factory) -> _Candidate:
     target = f"{factory.__module__}:{getattr(factory, '__qualname__', type(factory).__name__)}"
     summary = inspect.cleandoc(factory.__doc__ or "").partition("\n")[0]
-    info = RegularizerInfo(name, IN_PROCESS, "", target, summary)
-    _registered[name] = _Candidate(info, lambda: factory)
+    return _Candidate(RegularizerInfo(name, IN_PROCESS, "", target, summary), lambda: factory)
 
 
 def find_regularizer(name: str) -> tuple[RegularizerInfo, Factory]:

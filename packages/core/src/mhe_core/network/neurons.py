@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from mhe_core.network._weight import Weight
 from mhe_core.network._wrappers import unwrapped
+from mhe_core.network.patterns import Pattern, fits, matching
 from mhe_core.network.readers import read_module
 
 __all__ = ["has_neurons", "module_weights", "named_weights", "neuron_matrix", "weight_at"]
 
-Split = Mapping[str, "int | Sequence[int]"]
+Split = Mapping[Pattern, int | Sequence[int]]
 
 
 def neuron_matrix(module: nn.Module) -> Tensor:
@@ -98,10 +98,7 @@ def named_weights(model: nn.Module, *, split: Split | None = None) -> dict[str, 
     if not split:
         return weights
     for pattern, sizes in split.items():
-        fitting = [name for name in weights if _fits(name, pattern)]
-        if not fitting:
-            raise ValueError(f"expected split to fit one of {list(weights)}, got {pattern!r}")
-        for name in fitting:
+        for name in matching(weights, pattern, "split"):
             _check_sizes(name, weights[name], sizes)
     return {
         part_name: part
@@ -151,13 +148,9 @@ def _joined(*names: str) -> str:
     return ".".join(name for name in names if name)
 
 
-def _fits(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
-
-
 def _split(name: str, weight: Weight, split: Split) -> dict[str, Weight]:
     """The parts by name; the weight itself if no pattern fits."""
-    sizes = next((sizes for pattern, sizes in split.items() if _fits(name, pattern)), None)
+    sizes = next((sizes for pattern, sizes in split.items() if fits(pattern, name, weight)), None)
     if sizes is None:
         return {name: weight}
     return {f"{name}[{k}]": part for k, part in enumerate(weight.parts(sizes))}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +24,24 @@ from mhe_core.network._processes import (
 )
 from mhe_core.network._weight import Weight
 from mhe_core.network._wrappers import unwrapped
-from mhe_core.network.neurons import named_weights, weight_at
+from mhe_core.network.neurons import Split, named_weights, weight_at
+from mhe_core.network.patterns import Patterns, matching
+from mhe_core.network.rules import (
+    Kind,
+    Rule,
+    Rules,
+    Schedule,
+    check_number,
+    layer_rules,
+    made,
+    weight_now,
+)
 from mhe_core.network.selection import (
     cannot_spread,
     doubt_about_output,
     find_output_layers,
-    matching,
     neuron_layers,
 )
-from mhe_core.registry import create_regularizer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -80,24 +88,47 @@ class NetworkRegularizer(nn.Module):
     ``all_reduce`` takes, is the gradient of the whole.
 
     The parameters stay the model's: ``parameters()`` and ``state_dict()`` have the regularizers'
-    own state only.
+    own state only, and the number of updates if a weight follows a schedule.
+
+    *Layer by layer.* ``rules`` are settings by pattern; the first one that fits a layer changes
+    what its role says::
+
+        rules={
+            "*.attn.*": {"weight": 0.1, "regularizer": "mhe", "s": 1},
+            re.compile(r"blocks\.[01]\..*"): {"weight": lambda step: min(1.0, step / 1000)},
+            nn.Conv2d: {"regularizer": None},
+        }
+
+    ``weight`` stands in place of the role's, ``regularizer=None`` leaves the layer out, and all
+    else are hyperparameters: of the regularizer that is named beside them, if one is, otherwise in
+    addition to the role's. A pattern is a name, a pattern of the shell, a compiled regular
+    expression, which has to match the whole name, or a class of modules; so it is in ``include``,
+    ``exclude``, ``output_layer`` and ``split``.
 
     Args:
         model: the network, possibly wrapped in DistributedDataParallel or ``torch.compile``;
             layers have the names that they have inside the wrapper.
-        hidden: registered name of the hidden layers' regularizer; None leaves these layers out.
-        output: registered name of the output layer's regularizer; None leaves this layer out.
-        hidden_weight: factor of each hidden layer's energy.
-        output_weight: factor of the output layer's energy.
+        hidden: the hidden layers' regularizer: a registered name, a class or factory that is called
+            as ``factory(num_neurons, dim, **options)``, or a module, which all layers then share;
+            None leaves these layers out.
+        output: the output layer's regularizer, likewise.
+        hidden_weight: factor of each hidden layer's energy, or a function of the step that returns
+            it: 0 at the first step, then the number of calls of :meth:`update` before the last.
+        output_weight: factor of the output layer's energy, or a function of the step.
         hidden_options: hyperparameters of the hidden layers' regularizer, such as ``{"s": 1}``.
         output_options: hyperparameters of the output layer's regularizer.
         output_layer: names or patterns of the output layers: any modules whose ``weight`` has
             neurons as rows. By default what the model's ``get_classifier()`` returns if it has that
             method (timm; each of several heads is an output layer), else the last Linear layer or
             1×1 convolution, with a warning where others may be meant.
-        exclude: names of layers to leave out, or patterns such as ``"stem.*"``.
-        include: names or patterns of modules to cover beside the above: Embedding layers, and any
-            other module whose ``weight`` has neurons as rows.
+        exclude: layers to leave out, by patterns such as ``"stem.*"``.
+        include: modules to cover beside the above: Embedding layers, and any other module whose
+            ``weight`` has neurons as rows.
+        rules: settings by pattern, see above.
+        split: by pattern, into how many blocks of neurons, or into blocks of which sizes, fused
+            weights are split: ``{"*.qkv": 3}`` gives layers ``….qkv[0]`` to ``….qkv[2]``.
+        reduction: ``"sum"`` over layers, or ``"mean"``: the sum over the number of layers, so that
+            weights need not depend on the depth.
         share_work: whether the processes of a distributed run share the work; False where each
             has a model of its own.
         group: the processes that train this model together, where they are not all that there are;
@@ -107,11 +138,12 @@ class NetworkRegularizer(nn.Module):
     Attributes:
         layers: names of the layers that are covered, in the network's order.
         output_layers: names of those among them that count as output layers.
+        step: the number of the present step, 0 until the second call of :meth:`update`.
 
     Raises:
-        TypeError: if the model is no module, or a weight no number.
-        ValueError: if the output layer is wanted and not found, if a name or pattern fits nothing
-            (the message lists the names), or if a weight or an option is out of range.
+        TypeError: if the model is no module, a weight no number, or a pattern none.
+        ValueError: if the output layer is wanted and not found, if a pattern fits nothing (the
+            message lists the names), or if a weight or an option is out of range.
 
     Example:
         >>> import torch
@@ -128,16 +160,19 @@ class NetworkRegularizer(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        hidden: str | None = "half_mhe",
-        output: str | None = "mhe",
+        hidden: Kind = "half_mhe",
+        output: Kind = "mhe",
         *,
-        hidden_weight: float = 1.0,
-        output_weight: float = 10.0,
+        hidden_weight: Schedule = 1.0,
+        output_weight: Schedule = 10.0,
         hidden_options: Mapping[str, Any] | None = None,
         output_options: Mapping[str, Any] | None = None,
-        output_layer: str | Iterable[str] | None = None,
-        exclude: Iterable[str] = (),
-        include: Iterable[str] = (),
+        output_layer: Patterns | None = None,
+        exclude: Patterns = (),
+        include: Patterns = (),
+        rules: Rules | None = None,
+        split: Split | None = None,
+        reduction: Literal["sum", "mean"] = "sum",
         share_work: bool = True,
         clip_factor: float | None = 1.0,
         group: ProcessGroup | None = None,
@@ -146,13 +181,16 @@ class NetworkRegularizer(nn.Module):
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model as a torch.nn.Module, got {type(model).__name__}")
         for name, factor in (("hidden_weight", hidden_weight), ("output_weight", output_weight)):
-            check_number(name, factor)
+            weight_now(factor, 0, name)
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"expected reduction as 'sum' or 'mean', got {reduction!r}")
         if clip_factor is not None and not 0 < clip_factor < math.inf:
             raise ValueError(
                 f"expected clip_factor as a finite number above 0, or None, got {clip_factor!r}"
             )
         self.hidden_weight = hidden_weight
         self.output_weight = output_weight
+        self.reduction = reduction
         self.share_work = share_work
         self.clip_factor = clip_factor
         self.group = group if group is not None else group_of(model)
@@ -161,24 +199,29 @@ class NetworkRegularizer(nn.Module):
         self._held: tuple[nn.Module, ...] = (unwrapped(model),)
         self._is_same = False  # the model on all processes, as far as it was looked at
         self._told = False  # that weights are not finite
-        self._outputs = find_output_layers(model, output_layer, required=output is not None)
-        layers = neuron_layers(model, include)
+        self._split = split
+        self._outputs = find_output_layers(
+            model, output_layer, required=output is not None, split=split
+        )
+        layers = neuron_layers(model, include, split)
         layers.update({name: self._weight(name) for name in self._outputs})
         asked_for = matching(layers, include, "include")
         if output_layer is not None:
             asked_for |= set(self._outputs)
         excluded = matching(layers, exclude, "exclude")
+        as_hidden = Rule(hidden, hidden_options or {}, origin="hidden=None")
+        as_output = Rule(output, output_options or {}, origin="output=None")
+        roles = {name: as_output if name in self._outputs else as_hidden for name in layers}
+        chosen = layer_rules(layers, roles, rules)
 
         self.regularizers = nn.ModuleDict()
         self._reasons: dict[str, str] = {}
         taken: dict[Hashable, str] = {}
         # Output layers first, as this is where a weight that they share is to be counted.
         for name in sorted(layers, key=lambda name: name not in self._outputs):
-            is_output = name in self._outputs
-            chosen, options = (output, output_options) if is_output else (hidden, hidden_options)
-            weight = layers[name]
-            if chosen is None:
-                self._reasons[name] = f"{'output' if is_output else 'hidden'}=None"
+            weight, rule = layers[name], chosen[name]
+            if rule.kind is None:
+                self._reasons[name] = rule.origin
                 continue
             if name in excluded:
                 self._reasons[name] = "excluded"
@@ -191,13 +234,21 @@ class NetworkRegularizer(nn.Module):
             if N < 2:
                 self._reasons[name] = "fewer than two neurons, or than two in a group"
                 continue
-            regularizer = create_regularizer(chosen, N, d, **(options or {}))
+            regularizer = made(rule, N, d)
             if name not in asked_for and (reason := cannot_spread(regularizer, N, d)):
                 self._reasons[name] = reason
                 continue
             taken[weight.identity] = name
             self.regularizers[key(name)] = regularizer.to(neurons.device)
         self._names = [name for name in layers if key(name) in self.regularizers]
+        self._own_weights = {name: chosen[name].weight for name in self._names}
+        self._last: tuple[list[str], Tensor] | None = None
+        self._scheduled: dict[str, Tensor] = {}
+        if any(callable(self._weight_of(name)) for name in self._names):
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+            self.register_load_state_dict_post_hook(take_up_updates)
+        self._updates = 0
+        self._follow_schedules()
         self._wanted = hidden is not None, output is not None
         self._warn(output_layer is None and output is not None)
 
@@ -209,7 +260,8 @@ class NetworkRegularizer(nn.Module):
         """
         self._held = (unwrapped(model),)
         self._is_same = False
-        missing = [name for name in self._names if name not in named_weights(model)]
+        known = named_weights(model, split=self._split)
+        missing = [name for name in self._names if name not in known]
         if missing:
             raise ValueError(f"expected a model with the layers {self._names}, {missing} are not")
 
@@ -220,10 +272,10 @@ class NetworkRegularizer(nn.Module):
         return self._held[0]
 
     def _weight(self, name: str) -> Weight:
-        return weight_at(self._model, name)
+        return weight_at(self._model, name, split=self._split)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": (), "group": None}
+        return {**self.__dict__, "_held": (), "group": None, "_last": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NetworkRegularizer:
         held = tuple(memo.get(id(model), model) for model in self._held)
@@ -235,7 +287,7 @@ class NetworkRegularizer(nn.Module):
     def _warn(self, guessed: bool) -> None:
         """Say what a user may not expect."""
         model = self._model
-        found = [doubt_about_output(model, self._outputs)] if guessed else []
+        found = [doubt_about_output(model, self._outputs, self._split)] if guessed else []
         found += [
             f"the output layer {name!r} is left out: {self._reasons[name]}; output_layer={name!r} "
             "keeps it"
@@ -278,7 +330,7 @@ class NetworkRegularizer(nn.Module):
             2.weight [4, 16]: output, layer '2'
         """
         model = self._model
-        weights = named_weights(model)
+        weights = named_weights(model, split=self._split)
         covered = {n: "output" if n in self._outputs else "hidden" for n in self._names}
         reasons = {
             name: weight.problem or f"{type(weight.module).__name__}, which include= covers"
@@ -289,21 +341,21 @@ class NetworkRegularizer(nn.Module):
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}(  # clip_factor={self.clip_factor}"]
         for name in self._names:
-            role, factor = "hidden", self.hidden_weight
-            if name in self._outputs:
-                role, factor = "output", self.output_weight
+            role = "output" if name in self._outputs else "hidden"
+            factor = float(self._weighted(name, torch.ones((), dtype=torch.float64)))
             lines.append(f"  {name}: {role}, {factor:g} × {self.regularizers[key(name)]}")
         left_out = len(self._reasons)
         return "\n".join([*lines, f")  # {left_out} layers left out: describe() says why"])
 
     def forward(self) -> Tensor:
-        """``hidden_weight`` × sum of hidden energies + ``output_weight`` × output energy.
+        """The weighted sum of the layers' energies, or that over their number.
 
         A scalar, in at least float32; 0 where no layer is left. With several processes that share
         the work, all have to call it; its value is the same on all.
         """
         layers = list(self._trained_layers())
         if not layers:
+            self._last = None
             return torch.zeros(())
         clips = self.clip_factor is not None and torch.is_grad_enabled()
         layers, probes = self._clipped(layers) if clips else (layers, [])
@@ -317,15 +369,16 @@ class NetworkRegularizer(nn.Module):
             if alone
             else shared_energies(layers, rank, processes, self.group)
         )
-        weighted = [
-            (self.output_weight if name in self._outputs else self.hidden_weight) * energy
-            for name, energy in energies.items()
-        ]
+        weighted = [self._weighted(name, energy) for name, energy in energies.items()]
         device = weighted[0].device
-        total = torch.stack([energy.to(device) for energy in weighted]).sum()
+        terms = torch.stack([energy.to(device) for energy in weighted])
+        if self.reduction == "mean":
+            terms = terms / len(layers)
         if probes:
-            total = total + torch.stack([probe.to(device) for probe in probes]).sum()
-        total = total if alone else sum_over_processes(total, self.group)
+            terms = terms + torch.stack([probe.to(device) for probe in probes])
+        terms = terms if alone else sum_over_processes(terms, self.group)
+        self._last = [layer.name for layer in layers], terms.detach()
+        total = terms.sum()
         if not waits_are_dear(total.device):
             self._warn_if_not_finite(layers, total)
         return total if self.clip_factor is None else bounded_value(total)
@@ -349,6 +402,31 @@ class NetworkRegularizer(nn.Module):
         energies = layer_energies(layers)
         self._warn_if_not_finite(layers, *energies.values())
         return energies
+
+    def weighted_terms(self, prefix: str = "") -> dict[str, Tensor]:
+        """The terms that the last :meth:`forward` added up, by the layer's name, for loggers.
+
+        Nothing is computed, and no process waits for another: they are that call's own scalars,
+        detached, on its device, the same on all processes. Before the first call there are none.
+
+        Args:
+            prefix: put before each name, such as ``"penalty/"``.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from mhe_core import NetworkRegularizer
+            >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+            >>> regularizer = NetworkRegularizer(model, reduction="mean")
+            >>> value = regularizer()
+            >>> terms = regularizer.weighted_terms("penalty/")
+            >>> list(terms), bool(sum(terms.values()).isclose(value))
+            (['penalty/0', 'penalty/2'], True)
+        """
+        if self._last is None:
+            return {}
+        names, terms = self._last
+        return {prefix + name: term for name, term in zip(names, terms.unbind(), strict=True)}
 
     def _warn_if_not_finite(self, layers: list[Layer], *values: Tensor) -> None:
         """Name, once, the layers whose weights are not finite, if a value is not."""
@@ -378,6 +456,10 @@ class NetworkRegularizer(nn.Module):
             ValueError: if ``lr`` is not a finite number ≥ 0.
         """
         check_number("lr", lr)
+        self._updates += 1
+        if (updates := self._buffers.get("updates")) is not None:
+            updates.fill_(self._updates)
+        self._follow_schedules()
         for layer in self._trained_layers():
             update = getattr(layer.regularizer, "update", None)
             if update is None:
@@ -390,6 +472,33 @@ class NetworkRegularizer(nn.Module):
                 for part in arguments(layer, working_copy(neurons)):
                     update(part, lr)
 
+    @property
+    def step(self) -> int:
+        """The number of the present step, from 0."""
+        return max(self._updates - 1, 0)
+
+    def _weight_of(self, name: str) -> Schedule:
+        """The factor of a layer's energy, or the schedule that it follows."""
+        own = self._own_weights[name]
+        of_role = self.output_weight if name in self._outputs else self.hidden_weight
+        return of_role if own is None else own
+
+    def _weighted(self, name: str, energy: Tensor) -> Tensor:
+        """A layer's energy times its factor at the present step."""
+        weight = self._weight_of(name)
+        return energy * (self._scheduled[name].to(energy.dtype) if callable(weight) else weight)
+
+    def _follow_schedules(self) -> None:
+        """Ask each schedule for its weight of this step.
+
+        They are tensors, as a compiled forward would be compiled again for each new number.
+        """
+        for name in self._names:
+            if callable(weight := self._weight_of(name)):
+                value = weight_now(weight, self.step, f"the weight of {name!r}")
+                held = self._scheduled.setdefault(name, torch.zeros((), dtype=torch.float64))
+                held.fill_(value)
+
     def _trained_layers(self) -> Iterator[Layer]:
         """The layers that are not frozen, as they are now."""
         for name in self._names:
@@ -398,14 +507,10 @@ class NetworkRegularizer(nn.Module):
                 yield Layer(name, self.regularizers[key(name)], weight.neurons())
 
 
-def check_number(name: str, value: Any) -> None:
-    """Raise an error unless the value is a finite number ≥ 0."""
-    if isinstance(value, Tensor):  # a learning rate: to look at it would stall an accelerator
-        return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"expected {name} as a number, got {type(value).__name__}")
-    if not 0 <= float(value) < math.inf:
-        raise ValueError(f"expected {name} as a finite number ≥ 0, got {value!r}")
+def take_up_updates(regularizer: NetworkRegularizer, _: Any) -> None:
+    """Go on at the step that a state dict was saved at."""
+    regularizer._updates = int(regularizer.get_buffer("updates"))
+    regularizer._follow_schedules()
 
 
 def key(name: str) -> str:

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from mhe_core.network._in_use import CONVOLUTIONS
 from mhe_core.network._weight import Weight
-from mhe_core.network.neurons import named_weights
+from mhe_core.network.neurons import Split, named_weights
+from mhe_core.network.patterns import Patterns, matching
 from mhe_core.regularizers import MHE
 
-__all__ = ["cannot_spread", "doubt_about_output", "find_output_layers", "matching", "neuron_layers"]
+__all__ = ["cannot_spread", "doubt_about_output", "find_output_layers", "neuron_layers"]
 
 
-def neuron_layers(model: nn.Module, include: Iterable[str] = ()) -> dict[str, Weight]:
+def neuron_layers(
+    model: nn.Module, include: Patterns = (), split: Split | None = None
+) -> dict[str, Weight]:
     """The model's layers by name, in module order, tied and frozen ones with the others.
 
     Args:
         model: the network.
-        include: names or patterns of weights to add to those that are covered without being asked.
+        include: patterns of weights to add to those that are covered without being asked.
+        split: how fused weights are to be split, see :func:`named_weights`.
 
     Raises:
         ValueError: if an entry of ``include`` fits no weight.
     """
-    weights = readable(model)
+    weights = readable(model, split)
     included = matching(weights, include, "include")
     return {name: weight for name, weight in weights.items() if weight.usual or name in included}
 
 
-def readable(model: nn.Module) -> dict[str, Weight]:
+def readable(model: nn.Module, split: Split | None = None) -> dict[str, Weight]:
     """The weights without those that cannot be read."""
-    return {name: w for name, w in named_weights(model).items() if w.problem is None}
+    return {name: w for name, w in named_weights(model, split=split).items() if w.problem is None}
 
 
 def find_output_layers(
-    model: nn.Module, names: str | Iterable[str] | None = None, *, required: bool = True
+    model: nn.Module,
+    names: Patterns | None = None,
+    *,
+    required: bool = True,
+    split: Split | None = None,
 ) -> list[str]:
     """Names of the output layers: those that are given, or those found, one a head of the model.
 
@@ -44,16 +51,17 @@ def find_output_layers(
         ValueError: if a given name or pattern fits no layer, or none is found and one is
             ``required``.
     """
-    candidates = readable(model)
+    candidates = readable(model, split)
     if names is not None:
         given = matching(candidates, names, "output_layer")
         return [name for name in candidates if name in given]
-    mapping = {n: w.module for n, w in neuron_layers(model).items() if maps_channels(w.module)}
+    layers = neuron_layers(model, split=split)
+    mapping = {name: w.module for name, w in layers.items() if maps_channels(w.module)}
     found: list[str] = []
     for head in heads(model):
         inside = set(head.modules())
-        within = [name for name, module in mapping.items() if module in inside]
-        found += [name for name in within[-1:] if name not in found]
+        last = next((module for module in reversed(mapping.values()) if module in inside), None)
+        found += [name for name, m in mapping.items() if m is last and name not in found]
     if required and not found:
         raise ValueError(
             "expected an output layer (what get_classifier() returns, or a Linear layer or 1×1 "
@@ -63,7 +71,9 @@ def find_output_layers(
     return found
 
 
-def doubt_about_output(model: nn.Module, guessed: Sequence[str]) -> str | None:
+def doubt_about_output(
+    model: nn.Module, guessed: Sequence[str], split: Split | None = None
+) -> str | None:
     """Why the output layers that were found may not be those that are meant, and what else may.
 
     None where the model itself names its classifier, or where the last weight is a Linear layer
@@ -71,7 +81,7 @@ def doubt_about_output(model: nn.Module, guessed: Sequence[str]) -> str | None:
     """
     if hasattr(model, "get_classifier") or len(guessed) != 1:
         return None
-    weights, (name,) = readable(model), guessed
+    weights, (name,) = readable(model, split), guessed
     layer = weights[name].module
     after = list(weights)[list(weights).index(name) + 1 :]
     beside = [other for other in weights if other != name and is_beside(other, name, weights)]
@@ -131,15 +141,3 @@ def maps_channels(module: nn.Module) -> bool:
     if isinstance(module, CONVOLUTIONS):
         return all(size == 1 for size in module.kernel_size)
     return isinstance(module, nn.Linear)
-
-
-def matching(names: Iterable[str], patterns: Iterable[str], option: str) -> set[str]:
-    """Those names that equal or fit one of the patterns; a pattern that fits none is an error."""
-    names = list(names)
-    found = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        fitting = {name for name in names if name == pattern or fnmatchcase(name, pattern)}
-        if not fitting:
-            raise ValueError(f"expected {option} to fit one of {names}, got {pattern!r}")
-        found |= fitting
-    return found
