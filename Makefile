@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 RUNS ?= runs
 
-.PHONY: demo demo-faces demo-gan test test-all lint format bench clean
+.PHONY: demo demo-faces demo-gan test test-all lint format bench docs docs-serve clean
 
 demo: $(VENV)/.classification  ## train on the embedded digits with and without MHE: a table, a picture
 	$(BIN)/mhe-classification compare --output $(RUNS)/demo --data digits --model vgg9 --width 0.25 \
@@ -45,8 +45,16 @@ bench: $(VENV)/.development
 	$(BIN)/python packages/sphereface_plus/benchmarks/verification.py
 	$(BIN)/mhe-uniformity bench
 
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
+docs: $(VENV)/.documentation  ## the site, in site/; a broken link or reference fails
+	$(MKDOCS) build --strict
+
+docs-serve: $(VENV)/.documentation  ## the site at http://localhost:8000, made anew when a page changes
+	$(MKDOCS) serve
+
 clean:
-	rm -rf $(VENV) $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(RUNS) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -65,4 +73,8 @@ $(VENV)/.mhe_gan: $(BIN)/pip packages/core/pyproject.toml packages/mhe_gan/pypro
 
 $(VENV)/.development: $(BIN)/pip requirements-dev.txt $(wildcard packages/*/pyproject.toml)
 	$(PIP) -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.documentation: $(VENV)/.development docs/requirements.txt
+	$(PIP) -r docs/requirements.txt
 	touch $@
