@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 import warnings
 
 import pytest
@@ -17,6 +18,18 @@ class Heads(nn.Module):
     def __init__(self, **heads: nn.Module) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16))
+        for name, head in heads.items():
+            self.add_module(name, head)
+
+
+class Blocks(nn.Module):
+    """A stack of equal blocks, as transformers are, whose keys are of another width."""
+
+    def __init__(self, **heads: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 8), nn.Linear(16, 32), nn.Linear(32, 16)) for _ in range(2)
+        )
         for name, head in heads.items():
             self.add_module(name, head)
 
@@ -57,12 +70,94 @@ class TestOutputLayers:
             warnings.simplefilter("error")
             NetworkRegularizer(Heads(**heads), output_layer=next(iter(heads)) + "*")
 
+    @pytest.mark.parametrize(
+        ("model", "output", "said"),
+        [
+            (lambda: Blocks(), "blocks.1.2", "part of a block that occurs several times"),
+            (lambda: Blocks(pooler=nn.Linear(16, 16)), "pooler", "as many outputs as others have"),
+            (lambda: Blocks(words=nn.Linear(16, 99), next=nn.Linear(16, 2)), "next", "'words'"),
+            (lambda: Blocks(box=nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 4)]),
+                            label=nn.Linear(16, 9)), "label", r"'box\.1'"),
+            (lambda: Blocks(score=nn.Linear(16, 9)), "score", None),
+            (lambda: Blocks(score=nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 9))),
+             "score.1", None),
+            (lambda: nn.Sequential(Blocks(), nn.Linear(16, 16)), "1", None),
+        ],
+    )  # fmt: skip
+    def test_of_blocks_is_known_by_what_no_other_layer_takes(self, model, output, said, recwarn):
+        regularizer = NetworkRegularizer(model())
+        assert regularizer.output_layers == [output]
+        warned = [str(warning.message) for warning in recwarn]
+        assert len(warned) == (said is not None)
+        assert all(re.search(f"output layer is a guess.*{said}", message) for message in warned)
+
+    def test_a_long_list_of_what_may_be_meant_is_cut(self):
+        heads = {f"head_{k}": nn.Linear(16, 20 + k) for k in range(12)}
+        with pytest.warns(UserWarning, match=r"beside 'head_0', .*'head_7' and 3 more\. output_la"):
+            NetworkRegularizer(Heads(**heads))
+
+    def test_a_classifier_of_several_heads_has_several_output_layers(self):
+        class Distilled(Heads):
+            def get_classifier(self):
+                return self.head
+
+        head = nn.ModuleDict(
+            {"mix": nn.Linear(16, 16), "own": nn.Linear(16, 5), "teacher": nn.Linear(16, 5)}
+        )
+        assert NetworkRegularizer(Distilled(head=head)).output_layers == [
+            "head.own",
+            "head.teacher",
+        ]
+
     def test_a_plain_head_is_no_guess(self):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert NetworkRegularizer(Heads(head=nn.Linear(16, 5))).output_layers == ["head"]
             widening = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 5))
             assert NetworkRegularizer(widening).output_layers == ["2"]
+
+
+SIZES = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "vocab_size": 50,
+}  # fmt: skip
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 8}
+DETR = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "use_timm_backbone": False, "backbone": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "output", "said"),
+    [
+        ("BertForSequenceClassification", SIZES, "classifier", None),
+        ("BertForPreTraining", SIZES, "cls.seq_relationship", "'cls.predictions.decoder'"),
+        ("BertModel", SIZES, "pooler.dense", "as many outputs as others have inputs"),
+        ("LlamaForCausalLM", SIZES, "lm_head", None),
+        ("LlamaModel", SIZES, "layers.1.mlp.down_proj", "part of a block"),
+        ("ViTForImageClassification", SIZES, "classifier", None),
+        ("GPT2LMHeadModel", GPT2, "lm_head", None),
+        ("GPT2DoubleHeadsModel", GPT2, "multiple_choice_head.summary", "'lm_head'"),
+        ("DetrForObjectDetection", DETR, "bbox_predictor.layers.2", "'class_labels_classifier'"),
+    ],
+)
+def test_of_transformers_a_guess_is_right_or_said(name, sizes, output, said, recwarn):
+    transformers = pytest.importorskip("transformers")
+    kind = getattr(transformers, name)
+    config = kind.config_class(**sizes)
+    if sizes is DETR:
+        config.backbone_config = transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], out_features=["stage2"]
+        )
+    with torch.device("meta"):
+        model = kind(config)
+    recwarn.clear()
+    assert NetworkRegularizer(model)._outputs == [output]
+    warned = [str(w.message) for w in recwarn if "guess" in str(w.message)]
+    assert len(warned) == (said is not None)
+    assert all(said in message for message in warned)
 
 
 class TestDescription:

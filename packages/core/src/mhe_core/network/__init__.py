@@ -1,6 +1,7 @@
 """From a network to the energy of its neurons."""
 
 from mhe_core.network._clipping import clipped_penalty
+from mhe_core.network._output import find_output_layers
 from mhe_core.network._weight import Weight, dense
 from mhe_core.network._wrappers import unwrapped
 from mhe_core.network.neurons import (
@@ -11,7 +12,6 @@ from mhe_core.network.neurons import (
     weight_at,
 )
 from mhe_core.network.regularizer import NetworkRegularizer
-from mhe_core.network.selection import find_output_layers
 
 __all__ = [
     "NetworkRegularizer",

@@ -15,6 +15,7 @@ from mhe_core.energy.rows import waits_are_dear, working_copy
 from mhe_core.network._batching import Layer, arguments, blamed, layer_energies
 from mhe_core.network._clipping import bounded_value, clipped_neurons
 from mhe_core.network._coverage import ParameterRole, covered_share, parameter_roles
+from mhe_core.network._output import doubt_about_output, find_output_layers
 from mhe_core.network._processes import (
     check_same_weights,
     group_of,
@@ -36,12 +37,7 @@ from mhe_core.network.rules import (
     made,
     weight_now,
 )
-from mhe_core.network.selection import (
-    cannot_spread,
-    doubt_about_output,
-    find_output_layers,
-    neuron_layers,
-)
+from mhe_core.network.selection import cannot_spread, neuron_layers
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
