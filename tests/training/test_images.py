@@ -8,6 +8,8 @@ import torch
 from mhe_core.training.batches import training_batches
 from mhe_core.training.images import DataError, load_folder, load_images
 from PIL import Image
+from support.downloads import load_slowly
+from support.kills import forked
 
 
 def write(path, size=(8, 8), mode="RGB", seed=0):
@@ -123,6 +125,17 @@ def test_data_that_is_nothing_known_is_said():
 def test_cifar_that_is_not_there_says_how_to_get_it(tmp_path, name):
     with pytest.raises(DataError, match="--download"):
         load_images(name, "train", data_dir=tmp_path)
+
+
+def test_of_two_processes_one_downloads_and_the_other_waits(tmp_path):
+    data = tmp_path / "not/yet/there"
+    with (
+        forked(load_slowly, data, tmp_path / "ready0") as one,
+        forked(load_slowly, data, tmp_path / "ready1") as other,
+    ):
+        one.join()
+        other.join()
+        assert (one.exitcode, other.exitcode) == (0, 0)
 
 
 def test_cifar10_is_read_in_its_own_format(tmp_path, monkeypatch):

@@ -26,24 +26,29 @@ class Locked(UserError):
 
 
 class FolderLock:
-    """An advisory lock on a folder, by its file ``.lock``.
+    """An advisory lock on a folder, by a file in it.
 
     The system holds it for this process and for no child of it, and ends it with the process,
     however that ends. Where the file system has no locks, this is said, and nothing is locked.
 
     Args:
         folder: has to exist when the lock is acquired.
+        name: of the file; locks of other names do not know of each other.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.file = Path(folder) / ".lock"
+    def __init__(self, folder: Path, name: str = ".lock") -> None:
+        self.file = Path(folder) / name
         self._descriptor: int | None = None
 
-    def acquire(self) -> None:
+    def acquire(self, *, wait: bool = False) -> None:
         """Take the lock, if it is not yet taken by this object.
 
+        Args:
+            wait: until another process gives it back, or ends.
+
         Raises:
-            Locked: if somebody else has it.
+            Locked: if somebody else has it; with ``wait`` another run of this process, which
+                could not go on.
         """
         if self._descriptor is not None:
             return
@@ -52,7 +57,7 @@ class FolderLock:
             raise Locked(f"{self.file.parent} is in use by this process")
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(descriptor)
+            _lock(descriptor, wait)
         except OSError as error:
             if error.errno in TAKEN:
                 os.close(descriptor)
@@ -70,7 +75,7 @@ class FolderLock:
             self._descriptor = None
 
 
-def _lock(descriptor: int) -> None:
+def _lock(descriptor: int, wait: bool) -> None:
     if fcntl is None:
         raise OSError("this system has no fcntl")
-    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.lockf(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

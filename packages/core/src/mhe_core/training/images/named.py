@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torchvision import datasets
 
 from mhe_core.training.images.reading import DataError, Size, resize, to_tensor
 from mhe_core.training.images.sets import ImageSet
+from mhe_core.training.lock import FolderLock
 
 __all__ = ["load_cifar", "load_digits_split"]
 
@@ -46,12 +49,13 @@ def load_cifar(
 ) -> ImageSet:
     """A split of ``cifar10`` or ``cifar100``, as torchvision keeps them in ``data_dir``."""
     dataset = datasets.CIFAR10 if data == "cifar10" else datasets.CIFAR100
-    try:
-        found = dataset(str(data_dir), train=split == "train", download=download)
-    except RuntimeError as error:
-        raise DataError(
-            f"{data} is not in {data_dir}: give its folder with --data-dir, or --download"
-        ) from error
+    with _in_turn(data_dir, download):
+        try:
+            found = dataset(str(data_dir), train=split == "train", download=download)
+        except RuntimeError as error:
+            raise DataError(
+                f"{data} is not in {data_dir}: give its folder with --data-dir, or --download"
+            ) from error
     pixels = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
     if size is not None and size != (32, 32):
         pixels = torch.stack([rgb(Image.fromarray(image), size) for image in found.data])
@@ -61,6 +65,24 @@ def load_cifar(
         size=size or (32, 32),
         pixels=pixels,
     )
+
+
+@contextmanager
+def _in_turn(folder: Path, download: bool) -> Iterator[None]:
+    """Of several processes, such as torchrun's, one downloads; the others wait, and find it there.
+
+    By a lock, for which nobody has to know of the others, and no time runs out.
+    """
+    if not download:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder, ".download.lock")
+    lock.acquire(wait=True)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def rgb(image: Image.Image, size: Size) -> Tensor:
