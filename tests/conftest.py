@@ -91,3 +91,22 @@ def traced_graphs(monkeypatch):
     torch.compiler.reset()
     yield found
     torch.compiler.reset()
+
+
+@pytest.fixture
+def clash(monkeypatch):
+    """A third party's mhe and half_mhe beside core's, under the distribution in-process."""
+    from mhe_core import register_regularizer
+    from torch import nn
+
+    class Another(nn.Module):
+        def __init__(self, num_neurons, dim):
+            super().__init__()
+
+        def forward(self, neurons):
+            return neurons.square().sum()
+
+    registry = sys.modules[register_regularizer.__module__]
+    monkeypatch.setattr(registry, "_registered", {})
+    for name in ("mhe", "half_mhe"):
+        register_regularizer(name, Another)

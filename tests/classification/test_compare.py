@@ -14,8 +14,15 @@ def comparison(tmp_path_factory):
     drawn = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda self, file, **_: drawn.update({file.name: self}))
-        tiny = {"width": 0.0625, "image_size": 8, "batch_size": 32, "device": "cpu", "steps": 2}
-        tiny |= {"eval_every": 1, "seeds": "0,1", "regularizers": "none,mhe-core:mhe"}
+        tiny = {
+            "width": 0.0625,
+            "image_size": 8,
+            "batch_size": 32,
+            "device": "cpu",
+            "steps": 2,
+            "ema": 0.9,
+        }
+        tiny |= {"ema": 0.9, "eval_every": 1, "seeds": "0,1", "regularizers": "none,mhe-core:mhe"}
         compare(CompareConfig(output=output, **tiny))
     return output, drawn
 

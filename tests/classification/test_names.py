@@ -1,31 +1,9 @@
 """Regularizers' names: the long form means the same, and a third party's clash stops nobody."""
 
-import sys
-
 import pytest
+from mhe_classification.compare import CompareConfig, method_config
 from mhe_classification.config import ClassificationConfig
 from mhe_classification.train import train
-from mhe_core import register_regularizer
-from torch import nn
-
-
-class Another(nn.Module):
-    """A third party's regularizer."""
-
-    def __init__(self, num_neurons, dim):
-        super().__init__()
-
-    def forward(self, neurons):
-        return neurons.square().sum()
-
-
-@pytest.fixture
-def clash(monkeypatch):
-    """Another mhe and half_mhe beside core's."""
-    registry = sys.modules[register_regularizer.__module__]
-    monkeypatch.setattr(registry, "_registered", {})
-    for name in ("mhe", "half_mhe"):
-        register_regularizer(name, Another)
 
 
 @pytest.mark.parametrize("regularizer", ["none", "mhe-core:half_mhe", "in-process:half_mhe"])
@@ -34,6 +12,13 @@ def test_a_plug_in_of_the_same_name_breaks_no_run(tmp_path, clash, regularizer):
     summary = train(ClassificationConfig(output=tmp_path / "run", regularizer=regularizer, **tiny))
     assert 0 < summary["hidden_energy"] < 100
     assert (summary["penalty"] > 0) == (regularizer != "none")
+
+
+def test_compare_means_cores_regularizers_unless_told_otherwise(clash):
+    config = CompareConfig()
+    assert config.regularizers == "none,mhe-core:mhe,mhe-core:half_mhe"
+    for name in config.regularizers.split(","):
+        assert method_config(config, name).regularizer == name
 
 
 def test_the_long_form_of_a_name_gets_the_same_settings(tmp_path):

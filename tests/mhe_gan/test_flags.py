@@ -31,11 +31,12 @@ MHE = {"hidden_weight": 1.0}  # the published weights are too small to be seen i
 
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory):
-    """Two classifiers to score with."""
+    """Two classifiers to score with; the second has a moving average, which is then used."""
     folder = tmp_path_factory.mktemp("classifiers")
     tiny = {"width": 0.0625, "image_size": 8, "steps": 1, "device": "cpu"}
     for seed in (0, 1):
-        train_classifier(ClassificationConfig(output=folder / str(seed), seed=seed, **tiny))
+        average = {"seed": seed, "ema": 0.9 * seed}
+        train_classifier(ClassificationConfig(output=folder / str(seed), **average, **tiny))
     return [str(folder / "0"), str(folder / "1")]
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from mhe_core import NetworkRegularizer
+from mhe_gan.compare import MODELS
 from mhe_gan.config import GANConfig
 from mhe_gan.networks import create_networks
 from torch.nn.utils import parametrizations
@@ -138,3 +139,13 @@ def test_any_regularizer_on_both_networks(make_trainer, regularizer, model):
     assert all(math.isfinite(float(value)) for value in metrics.values())
     total = metrics["generator_loss"] + metrics["discriminator_loss"] + metrics["penalty"]
     assert float(metrics["loss"]) == pytest.approx(float(total))
+
+
+@pytest.mark.parametrize("regularizer", ["mhe-core:mhe", "in-process:mhe"])
+def test_a_plug_in_of_the_same_name_breaks_no_run(make_trainer, clash, regularizer):
+    settings = {"regularizer": regularizer, "hidden_weight": 1.0, "generator_weight": 1.0}
+    trainer, batch = make_trainer(spectral_norm=False, **settings)
+    assert trainer.step(0, batch)["penalty"] != 0  # that of s = 0 may be below
+    assert 0 < trainer.figures()["discriminator_above_floor"] < 100
+    for model in MODELS.values():
+        assert GANConfig(output="x", **model).regularizer in ("none", "mhe-core:mhe")

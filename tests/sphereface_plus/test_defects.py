@@ -9,6 +9,7 @@ from mhe_core.training.images import DataError, load_folder
 from PIL import Image
 from sphereface_plus import align as align_module
 from sphereface_plus.align import AlignConfig, DetectionError, align
+from sphereface_plus.compare import CompareConfig
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.embedding import load_embedder
 from sphereface_plus.faces import FaceDetector
@@ -72,6 +73,32 @@ def test_a_run_does_not_go_on_with_other_people(people, tmp_path):
     load_folder.cache_clear()
     with pytest.raises(CheckpointError, match="was trained on other images"):
         train(FaceConfig(**run, resume=True))
+
+
+@pytest.mark.parametrize("regularizer", ["none", "mhe-core:mhe", "in-process:mhe"])
+def test_a_plug_in_of_the_same_name_breaks_no_run(people, tmp_path, clash, regularizer):
+    kinds = {"regularizer": regularizer, "hidden_regularizer": regularizer}
+    run = {"output": tmp_path / "run", "data": str(people), **SMALL, "steps": 1}
+    assert (train(FaceConfig(**run, **kinds))["penalty"] > 0) == (regularizer != "none")
+    assert CompareConfig().regularizers == "none,mhe-core:mhe"
+
+
+def test_moved_test_faces_are_no_other_settings_and_other_pairs_are(people, tmp_path):
+    lines = "2\t1\n{0}\t1\t2\n{0}\t1\tBo\t1\nBo\t1\t2\nCy\t2\tBo\t2\n"
+    for folder, first in (("tested", "Ann"), ("moved", "Ann"), ("other", "Cy")):
+        shutil.copytree(people, tmp_path / folder)
+        (tmp_path / folder / "pairs.txt").write_text(lines.format(first))
+
+    def go_on(folder, steps):
+        tested = {"test_data": tmp_path / folder, "pairs": tmp_path / folder / "pairs.txt"}
+        run = {"output": tmp_path / "run", "data": str(people), **SMALL, "steps": steps}
+        return train(FaceConfig(**run, **tested, resume=True))
+
+    go_on("tested", steps=1)
+    shutil.rmtree(tmp_path / "tested")
+    assert "test_accuracy" in go_on("moved", steps=2)
+    with pytest.raises(CheckpointError, match="is of a run with other --pairs"):
+        go_on("other", steps=3)
 
 
 def test_pairs_that_cannot_be_used_are_named_before_the_first_step(people, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from mhe_core.training.checkpoint import load_checkpoint
@@ -16,6 +16,7 @@ from mhe_core.training.compare import (
     compare_runs,
     write_table,
 )
+from mhe_core.training.naming import asked_for
 from mhe_core.training.plots import Panel, plot_against, plot_curves
 from mhe_core.training.processes import make_accelerator
 from mhe_core.training.published import all_regularizers, published_settings
@@ -64,7 +65,9 @@ class CompareConfig(ClassificationConfig):
     """
 
     output: Path = Path("runs/compare")
-    regularizers: str = "none,mhe,half_mhe"
+    regularizers: str = field(
+        default_factory=lambda: ",".join(["none", asked_for("mhe"), asked_for("half_mhe")])
+    )
     hidden_weight: float | None = None  # type: ignore[assignment]  # until a method has set it
     output_weight: float | None = None  # type: ignore[assignment]
     output_regularizer: str | None = None  # type: ignore[assignment]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from mhe_core.training.command import parse, run_command
@@ -20,6 +20,7 @@ from mhe_core.training.compare import (
     write_table,
 )
 from mhe_core.training.files import write_atomically
+from mhe_core.training.naming import asked_for
 from mhe_core.training.plots import Panel, plot_curves
 from mhe_core.training.processes import make_accelerator
 
@@ -56,7 +57,7 @@ class CompareConfig(FaceConfig):
 
     output: Path = Path("runs/compare")
     margins: str = "1,2,3,4"
-    regularizers: str = "none,mhe"
+    regularizers: str = field(default_factory=lambda: f"none,{asked_for('mhe')}")
     seeds: str = "0,1,2"
 
 

@@ -66,6 +66,7 @@ class FaceConfig(TrainingConfig):
     """
 
     default_epochs: ClassVar[int] = 20
+    movable: ClassVar[frozenset[str]] = frozenset({"data", "test_data", "pairs"})
 
     model: str = "sfnet20"
     output_weight: float = 1.0

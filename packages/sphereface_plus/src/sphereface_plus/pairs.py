@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,14 @@ class PairSet:
 
     def __len__(self) -> int:
         return len(self.same)
+
+    @cached_property
+    def digest(self) -> str:
+        """Stands for the pairs and their images' names, not for where these are."""
+        known = hashlib.sha256(self.images.digest.encode())
+        for part in (self.left, self.right, self.same, self.fold):
+            known.update(np.ascontiguousarray(part).tobytes())
+        return known.hexdigest()
 
 
 def find_pairs(

@@ -120,6 +120,7 @@ class Trainer:
                 "classes": list(self.data.train.classes),
                 "image_size": list(self.data.train.size),
             },
+            others={} if self.data.test is None else {"--pairs": self.data.test.digest},
         )
 
     def step(self, step: int, batch: Batch) -> dict[str, Tensor | float]:

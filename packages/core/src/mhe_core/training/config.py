@@ -48,6 +48,8 @@ class TrainingConfig:
     """
 
     default_epochs: ClassVar[int] = 30
+    # Files and folders that may have moved when a run is continued: what they hold is compared.
+    movable: ClassVar[frozenset[str]] = frozenset({"data"})
 
     output: Path
     data: str = "digits"

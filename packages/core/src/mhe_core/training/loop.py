@@ -70,6 +70,8 @@ class Loop:
             evaluation has it; without one, best is the last.
         facts: plain values that every checkpoint holds beside the state, such as the names of the
             classes: what it takes to build the networks again.
+        others: what stands for other data than the images, such as those it is verified on, by
+            flag: a run is continued only where these are the same, wherever they are.
         after_step: called after each step with the number of steps taken, for pictures.
     """
 
@@ -85,6 +87,7 @@ class Loop:
     evaluate_every: int | None = None
     best: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
     after_step: Callable[[int], None] | None = None
 
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)
@@ -208,6 +211,7 @@ class Loop:
             "step": taken,
             "facts": dict(self.facts),
             "images": self.images.digest,
+            "others": dict(self.others),
             "state": {key: state_of(part) for key, part in self.state.items()},
             "sums": self._sums,
             "count": self._count,
@@ -235,7 +239,7 @@ class Loop:
         taken = 0
         if file.exists():
             content = load_checkpoint(file)
-            self._check_images(content, file)
+            self._check_data(content, file)
             restore_state(self.state, content["state"], str(file))
             device = self.accelerator.device
             self._sums = {name: value.to(device) for name, value in content["sums"].items()}
@@ -254,12 +258,19 @@ class Loop:
         lowest = min([math.inf, *(record.get(self.best or "", math.inf) for record in records)])
         return bool(records) and records[-1]["step"] == taken, lowest
 
-    def _check_images(self, content: Mapping[str, Any], file: Path) -> None:
-        """The images are those that the run was trained on, wherever they are now."""
+    def _check_data(self, content: Mapping[str, Any], file: Path) -> None:
+        """The images are those that the run was trained on, wherever they are now; others, too."""
         if content.get("images", self.images.digest) != self.images.digest:
             raise CheckpointError(
                 f"{file} was trained on other images than those of {self.run.config.data}: "
                 "the same, at the same or another place, are needed to continue"
+            )
+        saved = content.get("others", {})  # there was a time without
+        changed = [flag for flag, its in self.others.items() if saved.get(flag, its) != its]
+        if changed:
+            raise CheckpointError(
+                f"{file} is of a run with other {' and '.join(changed)}: the same, at the same or "
+                "another place, are needed to continue"
             )
 
     def _finish(self) -> dict[str, Any]:

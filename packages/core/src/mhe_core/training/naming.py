@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from mhe_core import list_regularizers
 
-__all__ = ["CORE", "own_name"]
+__all__ = ["CORE", "asked_for", "own_name"]
 
 CORE = "mhe-core"
+
+
+def asked_for(own: str) -> str:
+    """How to ask for one of core's regularizers: with the distribution where others claim its name.
+
+    For defaults, which have to mean core's whatever else is installed.
+
+    Example:
+        >>> asked_for("half_mhe")
+        'half_mhe'
+    """
+    claims = [info for info in list_regularizers() if info.name == own]
+    return own if len(claims) == 1 else f"{CORE}:{own}"
 
 
 def own_name(regularizer: str) -> str | None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import platform
+from collections.abc import Set
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,7 +101,7 @@ class Run:
             )
         saved, finished = plain(saved_config(type(self.config), self.path)), self.summary
         longer = is_longer(self.config, saved, finished)
-        check_same(self.path, plain(self.config), saved, longer)
+        check_same(self.path, plain(self.config), saved, longer, self.config.movable)
         self.config.extended_at = list(saved["extended_at"])
         if finished is None or not longer:
             return finished
@@ -243,24 +244,33 @@ def is_longer(
 
 
 def check_same(
-    path: Path, settings: dict[str, Any], saved: dict[str, Any], longer: bool = False
+    path: Path,
+    settings: dict[str, Any],
+    saved: dict[str, Any],
+    longer: bool = False,
+    movable: Set[str] = frozenset(),
 ) -> None:
     """Hold settings against those that a run was started with.
 
-    A folder of images may have moved: whether it has the same images is seen when it is read.
+    The files and folders that movable settings name may be elsewhere: whether they hold the same
+    is seen when they are read.
 
     Raises:
         RunError: if they differ in what changes the run; names the flags.
     """
     free = FREE | NOTES | (LENGTH if longer else set())
-    if Path(settings["data"]).is_dir():
-        free = free | {"data"}
+    free = free | {k for k in movable if is_elsewhere(settings[k], saved.get(k))}
     differing = [k for k in settings if k not in free and saved.get(k) != settings[k]]
     if not differing:
         return
     changes = ", ".join(f"{flag(k)} was {saved.get(k)!r}, is {settings[k]!r}" for k in differing)
     hint = "; a complete run can be given more, no other" if set(differing) <= LENGTH else ""
     raise RunError(f"{path} was started with other settings: {changes}{hint}")
+
+
+def is_elsewhere(place: str | None, saved: str | None) -> bool:
+    """Whether both name something, and ``place`` is there: a file or folder that may have moved."""
+    return place is not None and saved is not None and Path(place).exists()
 
 
 def plain(config: Any) -> dict[str, Any]:
