@@ -5,7 +5,9 @@ Run by torchrun, this file is the program whose processes save what they found.
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,33 @@ def unused_layer() -> list[torch.Tensor]:
     return [p.grad for p in model.parameters()]
 
 
+# Fewer layers than processes: the tiles of a layer shared out, or a layer whole to one of them.
+FEW = {
+    "tiles": ([6, 12], {}),
+    "whole": ([6, 12], {"output": "comhe_random", "output_options": {"projection_dim": 3}}),
+    "two": ([6, 12, 9], {"hidden": "comhe_random", "hidden_options": {"projection_dim": 3}}),
+}
+
+
+def fewer_layers(how: str, wrap: Callable[[nn.Module], nn.Module]) -> tuple:
+    """Penalty and gradients of two steps, the second from where the first has led."""
+    widths, options = FEW[how]
+    torch.manual_seed(0)
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+    model = nn.Sequential(*layers).double()
+    prepared, regularizer = wrap(model), NetworkRegularizer(model, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        regularizer.update(0.1)
+        penalty = regularizer()
+        (prepared(torch.ones(2, 6, dtype=torch.float64)).square().mean() + penalty).backward()
+        optimizer.step()
+        found.append((penalty.detach(), [p.grad for p in model.parameters()]))
+    return tuple(found)
+
+
 def joined(rank: int) -> list[torch.Tensor]:
     """Two steps of the first process, one of the second, none of the third."""
     model = nn.parallel.DistributedDataParallel(build(0))
@@ -95,6 +124,8 @@ def main(folder: str) -> None:
     except ValueError as error:
         found["two models"] = str(error)
     found["projections"] = one_projection_a_pair(rank, mine)
+    for how in FEW:
+        found[how] = fewer_layers(how, nn.parallel.DistributedDataParallel)
     found["unused"], found["joined"] = unused_layer(), joined(rank)
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -146,6 +177,13 @@ def test_a_layer_that_only_the_penalty_uses_has_its_gradient_where_forward_retur
             zero = torch.zeros_like(parameter)
             got, expected = (zero if g is None else g for g in (got, parameter.grad))
             torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("how", FEW)
+def test_processes_without_a_layer_of_their_own_have_value_and_gradient_of_the_whole(found, how):
+    alone = fewer_layers(how, nn.Sequential)
+    for each in found:
+        torch.testing.assert_close(each[how], alone, rtol=1e-10, atol=1e-12)
 
 
 def test_processes_that_run_out_of_data_leave_join_as_the_others_do(found):
