@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mhe_core.cli.info import described
 from mhe_core.registry import list_regularizers
-from mkdocs.structure.files import File, Files
+
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
 
 INSTALL = {"mhe-core": "./packages/core", "mhe-uniformity": "./packages/core ./packages/uniformity"}
 
@@ -44,6 +46,8 @@ COSTS = {
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages and their part of the navigation; mkdocs calls this."""
+    from mkdocs.structure.files import File  # tests make the pages without mkdocs
+
     infos = [described(info.name) for info in ours()]
     texts = {f"regularizers/{info['name']}.md": page(info) for info in infos}
     texts["regularizers/index.md"] = index(infos)
