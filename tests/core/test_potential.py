@@ -13,7 +13,8 @@ import torch
 from mhe_core import NetworkRegularizer, create_regularizer, hyperspherical_energy
 from mhe_core.diagnostics import lower_bound
 from mhe_core.energy import Gaussian, Potential, Riesz, _pairs, _tiles
-from mhe_core.energy.potential import DISTANCES, PairPotential, potential_with
+from mhe_core.energy.pair_potential import PairPotential
+from mhe_core.energy.potential import DISTANCES, potential_with
 from mhe_core.energy.reference import definition
 from torch import Tensor, nn
 

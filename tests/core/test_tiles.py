@@ -15,7 +15,7 @@ from mhe_core.energy import _pairs as pairs
 from mhe_core.energy import _tiles as tiles
 from mhe_core.energy import reference
 from mhe_core.energy._autograd import tiled_energy
-from mhe_core.energy.potential import PairPotential
+from mhe_core.energy.pair_potential import PairPotential
 from support.programs import run_program
 from torch import Tensor, nn
 
@@ -270,7 +270,7 @@ def resident(field):
     return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 
 hyperspherical_energy(torch.randn(9, 64, requires_grad=True), half_space=True).backward()
-neurons = torch.randn(30000, 32, requires_grad=True)
+neurons = torch.randn(9000, 32, requires_grad=True)
 before = resident("VmRSS")
 hyperspherical_energy(neurons, half_space=True).backward()
 print("MiB", (resident("VmHWM") - before) / 1024 - neurons.nbytes / 2**20)
@@ -280,6 +280,6 @@ print("MiB", (resident("VmHWM") - before) / 1024 - neurons.nbytes / 2**20)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_memory_is_that_of_a_few_tiles(threads):
-    # The cosines alone would be 3.4 GiB. With two threads, the heap is scattered more easily.
+    # The cosines alone would be 309 MiB. With two threads, the heap is scattered more easily.
     done = run_program(sys.executable, "-c", MEMORY, env={"OMP_NUM_THREADS": threads})
     assert float(re.search(r"MiB (.*)", done.stdout)[1]) < 32

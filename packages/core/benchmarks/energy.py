@@ -27,7 +27,8 @@ import torch
 import torch.distributed as dist
 from mhe_core import hyperspherical_energy
 from mhe_core.energy._tiles import value_and_gradient
-from mhe_core.energy.potential import PairPotential, Riesz
+from mhe_core.energy.pair_potential import PairPotential
+from mhe_core.energy.potential import Riesz
 from mhe_core.training.files import write_atomically
 from mhe_core.training.timing import Ratio, hardware, interleaved, report, resident
 from torch import Tensor

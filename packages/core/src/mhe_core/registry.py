@@ -20,11 +20,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from mhe_core.errors import UserError
+from mhe_core.regularizers import Regularizer
 from mhe_core.summaries import summarize
 
 __all__ = [
@@ -102,7 +103,7 @@ _registered: dict[str, _Candidate] = {}
 
 def create_regularizer(
     name: str | Factory, num_neurons: int, dim: int, **hyperparameters: Any
-) -> nn.Module:
+) -> Regularizer:
     """Make the regularizer of that name for a layer of ``num_neurons`` neurons.
 
     Args:
@@ -113,8 +114,9 @@ def create_regularizer(
         **hyperparameters: handed to the regularizer's factory.
 
     Returns:
-        A module that maps neurons ``[N, d]`` to their scalar energy. Core's own are
-        :class:`~mhe_core.Regularizer`; with others, a method ``update`` is optional.
+        A module that maps neurons ``[N, d]`` to their scalar energy, and has the methods of
+        :class:`~mhe_core.Regularizer`. A plug-in's that is not of that class has what its author
+        wrote: a method ``update`` may be missing there.
 
     Raises:
         RegularizerNameError: (a ValueError and LookupError) if the name is unknown, or claimed
@@ -137,7 +139,7 @@ def create_regularizer(
     regularizer = factory(num_neurons, dim, **hyperparameters)
     if not isinstance(regularizer, nn.Module):
         raise _broken(candidate.info, f"expected it to return an nn.Module, got {regularizer!r}")
-    return regularizer
+    return cast(Regularizer, regularizer)
 
 
 def list_regularizers() -> list[RegularizerInfo]:
@@ -351,7 +353,7 @@ def _unknown(name: str) -> str:
 
 def _load_factory(candidate: _Candidate) -> Factory:
     try:
-        factory = candidate.load()
+        factory: Factory = candidate.load()
     except (Exception, SystemExit) as error:
         raise _broken(
             candidate.info, f"it cannot be imported: {type(error).__name__}: {error}"

@@ -19,7 +19,7 @@ from mhe_core.diagnostics.difference import (
     compare_weights,
 )
 from mhe_core.diagnostics.summary import Total, by_block, by_kind, total
-from mhe_core.energy.potential import DISTANCES
+from mhe_core.energy.distances import DISTANCES
 from mhe_core.errors import users_request
 
 __all__ = ["add_diff"]

@@ -15,7 +15,7 @@ from torch import nn
 
 from mhe_core.diagnostics import NEAR_DUPLICATE, LayerReport, inspect
 from mhe_core.diagnostics.weights import load_state_dict
-from mhe_core.energy.potential import DISTANCES
+from mhe_core.energy.distances import DISTANCES
 from mhe_core.errors import UserError, users_request
 
 __all__ = ["add_inspect", "layer_table", "load"]
@@ -127,7 +127,8 @@ def timm_model(name: str, pretrained: bool) -> nn.Module:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"expected a weights file or a timm model name, got {name!r}{hint}")
     try:
-        return timm.create_model(name, pretrained=pretrained).eval()
+        model: nn.Module = timm.create_model(name, pretrained=pretrained).eval()
+        return model
     except (RuntimeError, OSError) as error:
         raise UserError(f"timm cannot make {name!r}: {error}") from error
 

@@ -113,5 +113,5 @@ def lora_update(
         if re.match(rf"(.*\.)?({pattern})$", layer):
             alpha = own
             break
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    scale: float = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     return scale * (up.float().flatten(1) @ down.float().flatten(1))

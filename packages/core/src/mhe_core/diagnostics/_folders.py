@@ -138,4 +138,5 @@ def _stored(folder: Path, info: Any) -> Tensor:
     with (folder / info.relative_path).open("rb") as file:
         file.seek(info.offset)
         data = io.BytesIO(file.read(info.length))
-    return torch.load(data, map_location="cpu", weights_only=True)
+    tensor: Tensor = torch.load(data, map_location="cpu", weights_only=True)
+    return tensor

@@ -153,12 +153,12 @@ def random_angle_density(d: int, angles: Tensor) -> Tensor:
     return torch.exp(factor + (d - 2) * angles.sin().clamp_min(0.0).log())
 
 
-def potential(cosine: float, s: float, distance: str) -> float:
+def potential(cosine: float, s: float, distance: DistanceName) -> float:
     """f_s of a pair with the given cosine."""
     return Riesz(s, distance).of_cosine(cosine)
 
 
-def half_space_mean(N: int, both_sides: float, s: float, distance: str) -> float:
+def half_space_mean(N: int, both_sides: float, s: float, distance: DistanceName) -> float:
     """Mean over the N(2N−1) pairs of {u, −u} where f(c) + f(−c) is ``both_sides`` in the mean."""
     antipodes = N * potential(-1.0, s, distance)
     between = N * (N - 1) * both_sides if N > 1 else 0.0
@@ -203,7 +203,7 @@ def universal_bound(N: int, d: int, s: float) -> float:
         nodes = torch.cat([inner, -torch.ones(1, dtype=torch.float64)])
         weights = torch.cat([weights, (mass - weights.sum()).reshape(1)])
     values = [potential(min(c, 1.0), s, "euclidean") for c in nodes.tolist()]
-    total = sum(w * value for w, value in zip(weights.tolist(), values, strict=True))
+    total: float = sum(w * value for w, value in zip(weights.tolist(), values, strict=True))
     return total / mass
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mhe_core.diagnostics._checkpoint import Checkpoint
 from mhe_core.diagnostics.angles import angle_statistics
 from mhe_core.energy import hyperspherical_energy
-from mhe_core.energy.potential import DistanceName
+from mhe_core.energy.distances import DistanceName
 from mhe_core.errors import UserError
 from mhe_core.network import dense, named_weights
 

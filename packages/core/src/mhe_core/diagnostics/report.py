@@ -18,7 +18,7 @@ from mhe_core.diagnostics._checkpoint import Checkpoint
 from mhe_core.diagnostics.angles import NEAR_DUPLICATE, angle_statistics
 from mhe_core.diagnostics.bounds import lower_bound, random_energy
 from mhe_core.energy import hyperspherical_energy
-from mhe_core.energy.potential import DistanceName
+from mhe_core.energy.distances import DistanceName
 from mhe_core.errors import UserError
 from mhe_core.network import dense, named_weights
 

@@ -147,7 +147,8 @@ def safetensors_file(path: Path) -> Checkpoint:
 
     def read(name: str) -> Tensor:
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
 
     try:
         with safe_open(path, framework="pt") as file:

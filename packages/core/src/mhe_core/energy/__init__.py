@@ -1,7 +1,8 @@
 """The hyperspherical energy: what it is (potential, reference), and how it is computed fast."""
 
 from mhe_core.energy.functional import hyperspherical_energy, sharded_hyperspherical_energy
-from mhe_core.energy.potential import Gaussian, Potential, Riesz
+from mhe_core.energy.potential import Gaussian, Riesz
+from mhe_core.energy.potential_base import Potential
 
 __all__ = [
     "Gaussian",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mhe_core.energy import _tiles
-from mhe_core.energy.potential import PairPotential, potential_with
+from mhe_core.energy.pair_potential import PairPotential
+from mhe_core.energy.potential import potential_with
 from mhe_core.energy.reference import definition
 
 __all__ = ["tiled_energy"]
@@ -38,9 +39,13 @@ def tiled_energy(
     plain = type(neurons) in (Tensor, nn.Parameter) and not neurons.is_meta
     if torch.compiler.is_compiling() or not plain:  # fake tensors have a shape and no values
         key, half_space = pair.potential.key, pair.half_space
-        return _compiled_energy(neurons, anchors, key, half_space, list(share), rows)[0]
+        found: tuple[Tensor, Tensor] = _compiled_energy(
+            neurons, anchors, key, half_space, list(share), rows
+        )
+        return found[0]
     wanted = torch.is_grad_enabled() and neurons.requires_grad
-    return _TiledEnergy.apply(neurons, anchors, pair, share, rows, wanted)[0]
+    energy: Tensor = _TiledEnergy.apply(neurons, anchors, pair, share, rows, wanted)[0]
+    return energy
 
 
 class _TiledEnergy(torch.autograd.Function):
@@ -112,13 +117,15 @@ class _TiledEnergy(torch.autograd.Function):
 
 def _defined(ctx: Any, neurons: Tensor) -> Tensor:
     """The definition, of whose shares all are alike."""
-    return definition(neurons, ctx.anchors, ctx.pair, rows=ctx.rows) / ctx.share[1]
+    shares: int = ctx.share[1]
+    return definition(neurons, ctx.anchors, ctx.pair, rows=ctx.rows) / shares
 
 
 def _defined_gradient(ctx: Any, neurons: Tensor, grad_output: Tensor) -> Tensor:
     """The gradient by the definition, which can be differentiated again."""
     _, pull = _vjp(lambda w: _defined(ctx, w), neurons)
-    return pull(grad_output)[0]
+    gradient: Tensor = pull(grad_output)[0]
+    return gradient
 
 
 def _defined_tangent(ctx: Any, neurons: Tensor, tangent: Tensor) -> Tensor:
@@ -129,7 +136,8 @@ def _defined_tangent(ctx: Any, neurons: Tensor, tangent: Tensor) -> Tensor:
     """
     value, pull = _vjp(lambda w: _defined(ctx, w), neurons)
     _, push = _vjp(lambda v: pull(v)[0], torch.zeros_like(value))
-    return push(tangent)[0]
+    pushed: Tensor = push(tangent)[0]
+    return pushed
 
 
 def _vjp(function: Callable[[Tensor], Tensor], neurons: Tensor) -> tuple[Tensor, Any]:

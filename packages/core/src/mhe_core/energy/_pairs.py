@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mhe_core.energy.potential import PairPotential, steepest_derivative, value_and_pull
+from mhe_core.energy.pair_potential import PairPotential, steepest_derivative
+from mhe_core.energy.potential_base import value_and_pull
 
 __all__ = ["Block", "PairMean"]
 
@@ -254,7 +255,8 @@ class PairMean:
         neurons = a.neurons[batch, i].to(a.energy.dtype)
         if self.pair.smoothing:
             return neurons * a.inverse[batch, i, None]
-        return neurons / torch.linalg.vector_norm(neurons, dim=-1, keepdim=True)
+        norms: Tensor = torch.linalg.vector_norm(neurons, dim=-1, keepdim=True)
+        return neurons / norms
 
     def add_antipodes(self, a: Block) -> None:
         """In half space, add the pairs of each neuron and its antipode.

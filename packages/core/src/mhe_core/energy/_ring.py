@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 from mhe_core.energy._pairs import Block, PairMean
 from mhe_core.energy._tiles import add_all, tile_shape
-from mhe_core.energy.potential import PairPotential
+from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.rows import gradient_at_norms, inverse_norms, unit_rows, wide_dtype
 
 __all__ = ["ring_energy"]
@@ -27,7 +27,8 @@ def ring_energy(rows: Tensor, pair: PairPotential, group: dist.ProcessGroup | No
     group = group or dist.group.WORLD
     assert group is not None  # torch.distributed is initialized
     if torch.is_grad_enabled() and rows.requires_grad:
-        return _RingEnergy.apply(rows, pair, group)
+        energy: Tensor = _RingEnergy.apply(rows, pair, group)
+        return energy
     return value_and_own_gradient(rows, pair, group, False)[0]
 
 

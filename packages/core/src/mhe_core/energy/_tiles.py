@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mhe_core.energy._pairs import Block, PairMean
 from mhe_core.energy._waits import doubt, waits_are_dear
-from mhe_core.energy.potential import PairPotential
+from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.rows import gradient_at_norms, inverse_norms, unit_rows, wide_dtype
 
 __all__ = ["add_all", "tile_shape", "value_and_gradient"]

@@ -11,13 +11,10 @@ from torch import distributed as dist
 from mhe_core.energy._autograd import tiled_energy
 from mhe_core.energy._ring import ring_energy
 from mhe_core.energy._waits import asked_once
-from mhe_core.energy.potential import (
-    ConventionName,
-    DistanceName,
-    PairPotential,
-    Potential,
-    Riesz,
-)
+from mhe_core.energy.conventions import ConventionName
+from mhe_core.energy.distances import DistanceName
+from mhe_core.energy.pair_potential import PairPotential
+from mhe_core.energy.potential import Potential, Riesz
 
 __all__ = [
     "Reduction",
@@ -171,7 +168,10 @@ def share_of_energy(neurons: Tensor, pair: PairPotential, rank: int, processes: 
 
 
 def chosen_potential(
-    s: float, distance: str, convention: str, potential: Potential | None
+    s: float,
+    distance: DistanceName,
+    convention: ConventionName,
+    potential: Potential | None,
 ) -> Potential:
     """The potential that was given, or Riesz's with these options."""
     if potential is None:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhe_core.energy.potential import NEAR, PairPotential
+from mhe_core.energy.pair_potential import PairPotential
+from mhe_core.energy.potential_base import NEAR
 from mhe_core.energy.rows import directions, wide_dtype, working_copy
 
 __all__ = ["definition"]
@@ -74,7 +75,8 @@ def squared_chords(
 def measured(chords: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Squared chords with those below NEAR replaced by ‖u_i + v_j‖², summed from the vectors."""
     near = chords.detach() < NEAR
-    return chords.masked_fill(near, 0.0) + _MeasuredPairs.apply(near, u, v).to(chords.dtype)
+    of_near: Tensor = _MeasuredPairs.apply(near, u, v)
+    return chords.masked_fill(near, 0.0) + of_near.to(chords.dtype)
 
 
 class _MeasuredPairs(torch.autograd.Function):
@@ -106,8 +108,9 @@ class _MeasuredPairs(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, du: Tensor, dv: Tensor) -> Tensor:
         near, u, v = ctx.saved_tensors
-        along = (u * du).sum(-1).unsqueeze(-1) + (v * dv).sum(-1).unsqueeze(-2)
-        return 2 * (along + u @ dv.mT + du @ v.mT).masked_fill(~near, 0.0)
+        along: Tensor = (u * du).sum(-1).unsqueeze(-1) + (v * dv).sum(-1).unsqueeze(-2)
+        along = along + u @ dv.mT + du @ v.mT
+        return 2 * along.masked_fill(~near, 0.0)
 
     @staticmethod
     def vmap(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mhe_core.energy._waits import waits_are_dear
-from mhe_core.energy.potential import PairPotential
+from mhe_core.energy.pair_potential import PairPotential
 
 __all__ = [
     "directions",
@@ -36,7 +36,7 @@ def inverse_norms(
         doubts: if given, the host is not to wait for the device: whether a norm is out of range is
             added to it, as a tensor, and the norms are returned as they are.
     """
-    norms = torch.linalg.vector_norm(x, dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1)
     if pair.smoothing:
         norms = norms.square_().add_(pair.smoothing**2).sqrt_()
     least, most = pair.range_of_norms(x.dtype)
@@ -127,7 +127,8 @@ def working_copy(neurons: Tensor) -> Tensor:
     """
     x = neurons.to(torch.promote_types(neurons.dtype, torch.float32))
     clamped = _ClampedGradient if torch.compiler.is_compiling() else _TransformableClamp
-    return clamped.apply(x, torch.finfo(neurons.dtype).max)
+    clamping: Tensor = clamped.apply(x, torch.finfo(neurons.dtype).max)
+    return clamping
 
 
 class _ClampedGradient(torch.autograd.Function):

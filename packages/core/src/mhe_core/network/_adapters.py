@@ -113,10 +113,11 @@ def dora(module: Any, adapter: str) -> Step:
     columns = getattr(module, "fan_in_fan_out", False) or isinstance(base, nn.Embedding)
 
     def step(weight: Tensor) -> Tensor:
-        changed = weight + module.get_delta_weight(adapter)
+        changed: Tensor = weight + module.get_delta_weight(adapter)
         others = (0,) if columns else tuple(range(1, changed.ndim))
         norm = torch.linalg.vector_norm(changed.detach(), dim=others, keepdim=True)
-        return magnitude.view(norm.shape) / norm * changed
+        scaled: Tensor = magnitude.view(norm.shape) / norm * changed
+        return scaled
 
     return step
 
@@ -129,7 +130,7 @@ def oft(module: Any, adapter: str) -> Step:
         # On a copy, as the constrained variant projects its parameter in forward.
         own = {"weight": rotation.weight.clone()}
         eye = torch.eye(rotation.in_features, device=weight.device, dtype=own["weight"].dtype)
-        turned = functional_call(rotation, own, (eye,)).to(weight.dtype)
+        turned: Tensor = functional_call(rotation, own, (eye,)).to(weight.dtype)
         if module.fan_in_fan_out:
             return turned @ weight
         return (weight.flatten(1) @ turned.mT).view_as(weight)
@@ -143,7 +144,8 @@ def boft(module: Any, adapter: str) -> Step:
     def step(weight: Tensor) -> Tensor:
         turn, scale = (part.to(weight.dtype) for part in module.get_delta_weight(adapter))
         turned = weight.flatten(1) @ turn.mT
-        return (turned * scale.reshape(-1, 1)).view_as(weight)
+        scaled: Tensor = turned * scale.reshape(-1, 1)
+        return scaled.view_as(weight)
 
     return step
 
@@ -154,9 +156,8 @@ def ia3(module: Any, adapter: str) -> Step:
     by_channel = getattr(module, "_get_ia3_scaling_for_weight", None)
 
     def step(weight: Tensor) -> Tensor:
-        if by_channel is not None:
-            return weight * by_channel(scale)
-        return weight * (scale.T if module.fan_in_fan_out else scale)
+        factor: Tensor = scale.T if module.fan_in_fan_out else scale
+        return weight * (factor if by_channel is None else by_channel(scale))
 
     return step
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mhe_core.energy import Potential, hyperspherical_energy
 from mhe_core.energy.functional import asked_once
-from mhe_core.energy.potential import PairPotential
+from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.rows import working_copy
 from mhe_core.registry import PluginError
 

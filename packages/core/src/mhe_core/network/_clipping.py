@@ -64,7 +64,8 @@ def clipped_neurons(neurons: Tensor, clip_factor: float) -> tuple[Tensor, Tensor
         The neurons themselves, and a scalar 0 to be added, without a factor, to the penalty that
         is computed from them.
     """
-    return _ClippedNeurons.apply(neurons, clip_factor)
+    found: tuple[Tensor, Tensor] = _ClippedNeurons.apply(neurons, clip_factor)
+    return found
 
 
 def bounded_value(penalty: Tensor) -> Tensor:
@@ -73,7 +74,8 @@ def bounded_value(penalty: Tensor) -> Tensor:
     A value of 1e12, which neurons that nearly coincide have, would leave no digit of the loss that
     it is added to.
     """
-    return _BoundedValue.apply(penalty)
+    value: Tensor = _BoundedValue.apply(penalty)
+    return value
 
 
 class _ClippedNeurons(torch.autograd.Function):

@@ -113,7 +113,7 @@ def _parametrized(chain: Any, neuron_dim: int) -> Computed:
         originals = [getattr(chain, f"original{k}") for k in range(chain.ntensors)]
 
     def compute() -> Tensor:
-        value = _unchanged(steps[0], *originals) if steps else originals[0]
+        value: Tensor = _unchanged(steps[0], *originals) if steps else originals[0]
         for step in steps[1:]:
             value = _unchanged(step, value)
         return value

@@ -101,7 +101,8 @@ def has_transposed_experts(module: nn.Module) -> bool:
 
 def in_blocks(weight: Tensor, *, blocks: int) -> Tensor:
     """Equal blocks of rows, such as a recurrent layer's gates: ``[blocks, N / blocks, d]``."""
-    return weight.flatten(1).unflatten(0, (blocks, -1))
+    split: Tensor = weight.flatten(1).unflatten(0, (blocks, -1))
+    return split
 
 
 def filters(weight: Tensor, *, groups: int, transposed: bool) -> Tensor:
@@ -109,7 +110,8 @@ def filters(weight: Tensor, *, groups: int, transposed: bool) -> Tensor:
     grouped = weight.unflatten(0, (groups, -1))
     if transposed:  # [groups, in / groups, N / groups, *kernel]
         grouped = grouped.transpose(1, 2)
-    return grouped.flatten(2)
+    rows: Tensor = grouped.flatten(2)
+    return rows
 
 
 def as_columns(weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from mhe_core.energy.functional import share_of_energy
-from mhe_core.energy.potential import PairPotential
+from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.rows import wide_dtype
 from mhe_core.network._batching import Layer, layer_energies, pair_potential_of
 
@@ -153,7 +153,8 @@ def sum_over_processes(share: Tensor, group: Any = None) -> Tensor:
 
     A collective operation: all processes of the group have to call it.
     """
-    return _SumOverProcesses.apply(share, group)
+    total: Tensor = _SumOverProcesses.apply(share, group)
+    return total
 
 
 class _SumOverProcesses(torch.autograd.Function):

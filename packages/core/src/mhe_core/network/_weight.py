@@ -73,10 +73,12 @@ class Weight:
 
         def part(k: int) -> Weight:
             def block(weight: Tensor) -> Tensor:
-                neurons = self.orient(weight)
+                neurons: Tensor = self.orient(weight)
                 if isinstance(sizes, int):
-                    return neurons.unflatten(-2, (sizes, -1)).select(-3, k)
-                return neurons.split(list(sizes), dim=-2)[k]
+                    neurons = neurons.unflatten(-2, (sizes, -1)).select(-3, k)
+                else:
+                    neurons = neurons.split(list(sizes), dim=-2)[k]
+                return neurons
 
             return replace(self, orient=block, _part=(self._part, str(sizes), k))
 
@@ -98,4 +100,5 @@ def _gathered(tensor: Any) -> Tensor:
     """The whole of a DTensor; its gradient is averaged over processes, as FSDP averages them."""
     from torch.distributed.tensor import Partial
 
-    return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
+    whole: Tensor = tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
+    return whole

@@ -27,7 +27,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def _inside(module: Any) -> nn.Module | None:
     """What the outermost wrapper is around; None if there is none."""
-    children = module._modules
+    children: dict[str, nn.Module] = module._modules
     for attribute in ATTRIBUTES:
         if attribute in children:
             return children[attribute]
@@ -40,8 +40,9 @@ def _inside(module: Any) -> nn.Module | None:
     if "modules_to_save" in children and "original_module" in children:
         active = [name for name in module.active_adapters if name in module.modules_to_save]
         if active and not module.disable_adapters:
-            return module.modules_to_save[active[0]]
-        return module.original_module
+            saved: nn.Module = module.modules_to_save[active[0]]
+            return saved
+        return children["original_module"]
     if "token_adapter" in children and "original_module" in children:
         return children["token_adapter"]
     return None

@@ -72,7 +72,7 @@ def described(point: EntryPoint) -> str:
 def loaded(point: EntryPoint) -> Reader:
     """The reader of an entry point."""
     try:
-        reader = point.load()
+        reader: Reader = point.load()
     except (Exception, SystemExit) as error:
         cause = f"{type(error).__name__}: {error}"
         raise PluginError(f"{described(point)}: it cannot be imported: {cause}") from error

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from mhe_core.energy.potential import ConventionName, DistanceName
+from mhe_core.energy.conventions import ConventionName
+from mhe_core.energy.distances import DistanceName
 from mhe_core.energy.rows import known_in_range, working_copy
 from mhe_core.regularizers.mhe import MHE
 from mhe_core.regularizers.projections import dimension_groups, draw_gaussian_, project, select
@@ -137,7 +138,7 @@ class CoMHE(MHE):
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What was made on the meta device has its state as soon as it has memory."""
         before = self.projection
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self.projection
         if before is not None and after is not None and before.is_meta and not after.is_meta:
             self.reset_parameters()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mhe_core.energy import hyperspherical_energy
-from mhe_core.energy.potential import ConventionName, DistanceName
+from mhe_core.energy.conventions import ConventionName
+from mhe_core.energy.distances import DistanceName
 from mhe_core.regularizers.comhe import CoMHE, check_integer
 from mhe_core.regularizers.projections import (
     angle_objective,

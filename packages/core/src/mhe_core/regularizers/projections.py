@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from mhe_core.energy.potential import convention_named
+from mhe_core.energy.conventions import convention_named
 from mhe_core.energy.rows import directions
 
 __all__ = [
@@ -56,7 +56,8 @@ def project(neurons: Tensor, projection: Tensor) -> Tensor:
     if projection.ndim == 2:
         return neurons @ projection.mT
     compressed = neurons @ projection.flatten(0, 1).mT  # [..., N, P·k]
-    return compressed.unflatten(-1, projection.shape[:2]).transpose(-3, -2)
+    apart: Tensor = compressed.unflatten(-1, projection.shape[:2]).transpose(-3, -2)
+    return apart
 
 
 def select(neurons: Tensor, groups: Tensor) -> Tensor:
@@ -75,7 +76,8 @@ def select(neurons: Tensor, groups: Tensor) -> Tensor:
         [[[0.0, 2.0], [4.0, 6.0]], [[3.0, 1.0], [7.0, 5.0]]]
     """
     chosen = neurons.index_select(-1, groups.flatten())  # [..., N, G·k]
-    return chosen.unflatten(-1, groups.shape).transpose(-3, -2)
+    apart: Tensor = chosen.unflatten(-1, groups.shape).transpose(-3, -2)
+    return apart
 
 
 def draw_gaussian_(projection: Tensor, seed: int, count: int) -> Tensor:

@@ -308,7 +308,7 @@ def _value_and_gradient(
 
 def _forward(regularizer: nn.Module, neurons: Tensor, what: str) -> Tensor:
     try:
-        value = regularizer(neurons)
+        value: Tensor = regularizer(neurons)
     except Exception as error:
         raise AssertionError(f"{what}: expected a value, got {_spelled(error)}") from error
     _require(isinstance(value, Tensor), f"{what}: expected a scalar tensor, got {value!r}")

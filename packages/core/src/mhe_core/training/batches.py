@@ -101,7 +101,7 @@ def _loader(
     batches: Sampler[list[int]] | list[list[int]],
     workers: int,
     device: torch.device | str,
-) -> DataLoader:
+) -> DataLoader[Any]:
     return DataLoader(
         images,  # type: ignore[arg-type]  # fetched by __getitems__
         batch_sampler=batches,

@@ -138,7 +138,8 @@ def _write_torchscript(
 
 
 def _load_torchscript(network: nn.Module, file: Path) -> Computes:
-    return torch.jit.load(str(file), map_location="cpu")
+    loaded: Computes = torch.jit.load(str(file), map_location="cpu")
+    return loaded
 
 
 FORMATS: dict[str, tuple[Any, Callable[[nn.Module, Path], Computes]]] = {

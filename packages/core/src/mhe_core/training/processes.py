@@ -135,6 +135,7 @@ def from_main_process(accelerator: Accelerator, ask: Callable[[], T]) -> T:
             answer = [(None, its_error)]
     if accelerator.num_processes > 1:
         broadcast_object_list(answer)
+    value: T
     value, error = answer[0]
     if error is not None:
         raise error

@@ -239,7 +239,8 @@ def is_longer(
     if finished is None:
         return False
     if config.steps is not None:
-        return config.steps > finished["steps"]
+        longer: bool = config.steps > finished["steps"]
+        return longer
     return (config.epochs or 0) > (saved.get("epochs") or math.inf)
 
 

@@ -21,7 +21,8 @@ WRAPPED = {"module", COMPILED}
 def state_of(part: Any) -> dict[str, Any]:
     """The state of a module, without its wrappers; of anything else, its ``state_dict()``."""
     if not isinstance(part, nn.Module):
-        return part.state_dict()
+        state: dict[str, Any] = part.state_dict()
+        return state
     return {_plain(name): value for name, value in _inside(part).state_dict().items()}
 
 

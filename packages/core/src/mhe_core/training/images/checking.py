@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mhe_core.training.files import write_atomically
 from mhe_core.training.images.folders import printable
 from mhe_core.training.images.reading import (
     DataError,
@@ -27,7 +28,6 @@ from mhe_core.training.images.reading import (
     opened,
     read_image,
 )
-from mhe_core.training.run import write_atomically
 
 __all__ = ["check_files", "check_size", "for_each"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _levels(grey: NDArray, image: Image.Image) -> NDArray[np.uint8]:
+def _levels(grey: NDArray[Any], image: Image.Image) -> NDArray[np.uint8]:
     """Grey of more than 8 bits [h, w] as uint8."""
     values = grey.astype(np.float64)
     white = _declared_white(image)
@@ -146,7 +146,8 @@ def _levels(grey: NDArray, image: Image.Image) -> NDArray[np.uint8]:
         white = _guessed_white(float(values.min()), float(values.max()))
     if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO and image.mode.startswith("I;16"):
         values = white - values  # Pillow turns only 8-bit grey
-    return np.rint((values * (255 / white)).clip(0, 255)).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint((values * (255 / white)).clip(0, 255)).astype(np.uint8)
+    return levels
 
 
 def _declared_white(image: Image.Image) -> float | None:
