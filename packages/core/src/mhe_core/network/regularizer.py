@@ -242,7 +242,7 @@ class NetworkRegularizer(nn.Module):
         self._scheduled: dict[str, Tensor] = {}
         if any(callable(self._weight_of(name)) for name in self._names):
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-            self.register_load_state_dict_post_hook(take_up_updates)
+            self.register_load_state_dict_post_hook(take_up_updates)  # type: ignore[no-untyped-call]
         self._updates = 0
         self._follow_schedules()
         self._wanted = hidden is not None, output is not None
