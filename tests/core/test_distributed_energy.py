@@ -56,6 +56,7 @@ CASES = {
     "adversarial": {"hidden": "comhe_adversarial", "hidden_options": {"projection_dim": 4}},
     "third_party": {"hidden": "orthogonality", "output_weight": 0.5},
     "output_only": {"hidden": None},
+    "anchors": {"anchors": 64},
 }
 # Of 1100 class vectors the tiles are shared out, of 10 not; the dtypes' tolerances, relative.
 KINDS = [(classes, dtype) for classes in (10, 1100) for dtype in (torch.float32, torch.float64)]

@@ -72,8 +72,8 @@ def hyperspherical_energy(
         gradient, for all finite input: a potential too large for the dtype stops growing.
 
     Raises:
-        TypeError: if ``neurons`` is not floating point, ``anchors`` not an integer tensor, or
-            ``potential`` not a Potential.
+        TypeError: if ``neurons`` is not floating point or a DTensor (the message says what to call
+            for one), ``anchors`` not an integer tensor, or ``potential`` not a Potential.
         ValueError: if ``neurons`` has fewer than two dimensions or no row, ``s`` is negative or
             not finite, an option is unknown, or an anchor is out of range; if ``potential`` is
             given along with what it stands for.
@@ -135,7 +135,8 @@ def sharded_hyperspherical_energy(
         The energy, a scalar in at least float32, once differentiable.
 
     Raises:
-        TypeError: if ``local_rows`` is not floating point.
+        TypeError: if ``local_rows`` is not floating point, or a DTensor in place of its
+            ``to_local()``.
         ValueError: if it is not ``[N_r, d]`` with the d of all processes, or an option is out of
             range.
         RuntimeError: in a backward pass with ``create_graph=True``.
@@ -192,6 +193,13 @@ def check_neurons(neurons: Tensor) -> None:
     if not isinstance(neurons, Tensor) or not neurons.is_floating_point():
         got = neurons.dtype if isinstance(neurons, Tensor) else type(neurons).__name__
         raise TypeError(f"expected neurons as a floating-point tensor, got {got}")
+    if hasattr(neurons, "full_tensor"):
+        placements = getattr(neurons, "placements", "")
+        raise TypeError(
+            f"expected neurons as a plain tensor, got a DTensor {placements}: call "
+            "sharded_hyperspherical_energy(neurons.to_local()) on all processes where its rows are "
+            "sharded, else hyperspherical_energy(neurons.full_tensor())"
+        )
     if neurons.ndim < 2 or 0 in neurons.shape[-2:]:
         raise ValueError(
             f"expected neurons as rows, [..., N, d] with N, d at least 1, got {list(neurons.shape)}"

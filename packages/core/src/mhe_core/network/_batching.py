@@ -24,11 +24,26 @@ WORTH_BATCHING = 2**25
 
 
 class Layer(NamedTuple):
-    """A layer's name, regularizer and neurons ``[N, d]`` or ``[groups, N / groups, d]``."""
+    """A layer's name, regularizer and neurons ``[N, d]`` or ``[groups, N / groups, d]``.
+
+    With anchors ``[M]``, only the pairs of these neurons with all others count.
+    """
 
     name: str
     regularizer: nn.Module
     neurons: Tensor
+    anchors: Tensor | None = None
+
+    @property
+    def pair(self) -> PairPotential | None:
+        """The potential, where the energy is its mean over all pairs and nothing else."""
+        return pair_potential_of(self.regularizer) if self.anchors is None else None
+
+    @property
+    def cost(self) -> int:
+        """Multiplications, of U·Uᵀ or as much of it as is needed."""
+        rows = self.neurons.shape[-2] if self.anchors is None else len(self.anchors)
+        return self.neurons.numel() * rows
 
 
 def layer_energies(layers: Sequence[Layer]) -> dict[str, Tensor]:
@@ -52,8 +67,8 @@ def in_batches(layers: Sequence[Layer]) -> list[list[Layer]]:
     """The layers, those together that are computed in one call: small ones of equal potentials."""
     batches: dict[Hashable, list[Layer]] = defaultdict(list)
     for layer in layers:
-        pair, x = pair_potential_of(layer.regularizer), layer.neurons
-        alone = pair is None or x.numel() * x.shape[-2] > WORTH_BATCHING
+        pair, x = layer.pair, layer.neurons
+        alone = pair is None or layer.cost > WORTH_BATCHING
         equal = layer.name if alone else (pair, x.shape, x.dtype, x.device)
         batches[equal].append(layer)
     return list(batches.values())
@@ -61,7 +76,7 @@ def in_batches(layers: Sequence[Layer]) -> list[list[Layer]]:
 
 def batch_energies(batch: Sequence[Layer]) -> Sequence[Tensor]:
     """The energies of layers of one batch."""
-    pair = pair_potential_of(batch[0].regularizer)
+    pair = batch[0].pair
     if pair is None:
         return [called(batch[0])]
     x = torch.stack([layer.neurons for layer in batch]) if batch[1:] else batch[0].neurons[None]
@@ -87,7 +102,9 @@ def called(layer: Layer) -> Tensor:
     compiling = torch.compiler.is_compiling()  # which has no words for what goes wrong
     blame = nullcontext() if compiling else blamed(layer)
     with torch.autocast(layer.neurons.device.type, enabled=False), blame:
-        energies = [layer.regularizer(x) for x in arguments(layer, working_copy(layer.neurons))]
+        chosen = () if layer.anchors is None else (layer.anchors,)
+        parts = arguments(layer, working_copy(layer.neurons))
+        energies = [layer.regularizer(x, *chosen) for x in parts]
     if any(energy.ndim for energy in energies):
         got = [list(energy.shape) for energy in energies]
         raise PluginError(f"expected a scalar as the energy of layer {layer.name!r}, got {got}")

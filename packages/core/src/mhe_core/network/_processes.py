@@ -13,9 +13,16 @@ from torch import distributed as dist
 from mhe_core.energy.functional import share_of_energy
 from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.rows import wide_dtype
-from mhe_core.network._batching import Layer, layer_energies, pair_potential_of
+from mhe_core.network._batching import Layer, layer_energies
 
-__all__ = ["check_same_weights", "group_of", "process", "shared_energies", "sum_over_processes"]
+__all__ = [
+    "averages_gradients",
+    "check_same_weights",
+    "group_of",
+    "process",
+    "shared_energies",
+    "sum_over_processes",
+]
 
 # Between checksums of one model's weights, in relation to their norm: what different devices' sums
 # may differ by, and those of different models hardly ever do not.
@@ -31,7 +38,7 @@ def shared_energies(
     """
     whole, energies = [], {}
     for layer, owner in zip(layers, owners(layers, processes), strict=True):
-        pair, x = pair_potential_of(layer.regularizer), layer.neurons
+        pair, x = layer.pair, layer.neurons
         if owner == rank:
             whole.append(layer)
         elif owner is None and pair is not None:
@@ -48,14 +55,11 @@ def owners(layers: Sequence[Layer], processes: int) -> list[int | None]:
     These are layers with more work than a process's share of the whole. The others go, the largest
     first, to the process that has the least to do so far.
     """
-    costs = [layer.neurons.numel() * layer.neurons.shape[-2] for layer in layers]
+    costs = [layer.cost for layer in layers]
     load = [0] * processes
     chosen: list[int | None] = [None] * len(layers)
     for k in sorted(range(len(layers)), key=lambda k: -costs[k]):
-        if (
-            costs[k] * processes > sum(costs)
-            and pair_potential_of(layers[k].regularizer) is not None
-        ):
+        if costs[k] * processes > sum(costs) and layers[k].pair is not None:
             continue
         owner = load.index(min(load))
         load[owner] += costs[k]
@@ -103,6 +107,18 @@ def group_of(model: nn.Module) -> Any:
     """The group of the DistributedDataParallel that a model is wrapped in, or None."""
     parallel = (m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel))
     return next((m.process_group for m in parallel), None)
+
+
+def averages_gradients(model: nn.Module) -> bool:
+    """Whether training averages gradients over processes, as data-parallel training does.
+
+    Not so under tensor parallelism, where all processes compute the same step, nor over all
+    processes where it is used together with FSDP2, which averages over some: each has to have the
+    whole gradient then, of weights that are sharded and of those that are not.
+    """
+    meshes = [p.device_mesh for p in model.parameters() if hasattr(p, "device_mesh")]
+    fully_sharded = any(hasattr(m, "set_requires_gradient_sync") for m in model.modules())
+    return not meshes or (fully_sharded and all(mesh.ndim == 1 for mesh in meshes))
 
 
 def process(group: Any = None) -> tuple[int, int]:

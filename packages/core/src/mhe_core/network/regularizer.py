@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mhe_core.energy.rows import waits_are_dear, working_copy
+from mhe_core.network._anchors import Anchors
 from mhe_core.network._batching import Layer, arguments, blamed, layer_energies
 from mhe_core.network._clipping import bounded_value, clipped_neurons
 from mhe_core.network._coverage import ParameterRole, covered_share, parameter_roles
 from mhe_core.network._output import doubt_about_output, find_output_layers
 from mhe_core.network._processes import (
+    averages_gradients,
     check_same_weights,
     group_of,
     process,
@@ -83,6 +85,11 @@ class NetworkRegularizer(nn.Module):
     processes, so that the *average* over processes, which DistributedDataParallel or one's own
     ``all_reduce`` takes, is the gradient of the whole.
 
+    Weights that are sharded over processes, by FSDP2 (``fully_shard``) or tensor parallelism
+    (``parallelize_module``), are gathered, and their gradients sharded again: all processes have to
+    call whatever reads weights (:meth:`forward`, :meth:`update`, :meth:`terms`), as one that calls
+    it alone waits for the others for ever. Under tensor parallelism each computes the whole.
+
     The parameters stay the model's: ``parameters()`` and ``state_dict()`` have the regularizers'
     own state only, and the number of updates if a weight follows a schedule.
 
@@ -127,6 +134,12 @@ class NetworkRegularizer(nn.Module):
             weights need not depend on the depth.
         share_work: whether the processes of a distributed run share the work; False where each
             has a model of its own.
+        anchors: M, for layers with very many neurons, such as vocabularies: where a layer has more
+            than M, and its regularizer takes anchors (see :class:`~mhe_core.Regularizer`), each
+            step counts the pairs of M of them with all others. They are drawn anew at each
+            :meth:`update`, as a function of ``anchors_seed``, the step and the layer's name; the
+            expected value is the energy of all. None counts all pairs.
+        anchors_seed: what the anchors are drawn from, an integer ≥ 0.
         group: the processes that train this model together, where they are not all that there are;
             by default those of the DistributedDataParallel that the model is wrapped in, else all.
         clip_factor: τ above; None for the exact value and gradient, whatever they are.
@@ -170,6 +183,8 @@ class NetworkRegularizer(nn.Module):
         split: Split | None = None,
         reduction: Literal["sum", "mean"] = "sum",
         share_work: bool = True,
+        anchors: int | None = None,
+        anchors_seed: int = 0,
         clip_factor: float | None = 1.0,
         group: ProcessGroup | None = None,
     ) -> None:
@@ -184,6 +199,7 @@ class NetworkRegularizer(nn.Module):
             raise ValueError(
                 f"expected clip_factor as a finite number above 0, or None, got {clip_factor!r}"
             )
+        self._anchors = Anchors(anchors, anchors_seed)
         self.hidden_weight = hidden_weight
         self.output_weight = output_weight
         self.reduction = reduction
@@ -236,15 +252,17 @@ class NetworkRegularizer(nn.Module):
                 continue
             taken[weight.identity] = name
             self.regularizers[key(name)] = regularizer.to(neurons.device)
+            self._anchors.add(name, regularizer, N)
         self._names = [name for name in layers if key(name) in self.regularizers]
         self._own_weights = {name: chosen[name].weight for name in self._names}
         self._last: tuple[list[str], Tensor] | None = None
         self._scheduled: dict[str, Tensor] = {}
-        if any(callable(self._weight_of(name)) for name in self._names):
+        if self._anchors or any(callable(self._weight_of(name)) for name in self._names):
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
             self.register_load_state_dict_post_hook(take_up_updates)  # type: ignore[no-untyped-call]
         self._updates = 0
         self._follow_schedules()
+        self._anchors.draw(self.step)
         self._wanted = hidden is not None, output is not None
         self._warn(output_layer is None and output is not None)
 
@@ -356,7 +374,7 @@ class NetworkRegularizer(nn.Module):
         clips = self.clip_factor is not None and torch.is_grad_enabled()
         layers, probes = self._clipped(layers) if clips else (layers, [])
         rank, processes = process(self.group) if self.share_work else (0, 1)
-        alone = processes == 1
+        alone = processes == 1 or not averages_gradients(self._model)
         if not (alone or self._is_same or torch.compiler.is_compiling()):
             check_same_weights(layers, self.group)
             self._is_same = True
@@ -391,7 +409,8 @@ class NetworkRegularizer(nn.Module):
     def terms(self) -> dict[str, Tensor]:
         """Each layer's unweighted energy, a differentiable scalar, by the layer's name.
 
-        Computed by this process alone, whatever others do: for reports. It warns of weights that
+        Computed by this process alone, whatever others do, for reports; but where weights are
+        sharded, all processes have to call it, or it waits for ever. It warns of weights that
         are not finite on all devices, :meth:`forward` on the CPU, where to look costs nothing.
         """
         layers = list(self._trained_layers())
@@ -456,6 +475,7 @@ class NetworkRegularizer(nn.Module):
         if (updates := self._buffers.get("updates")) is not None:
             updates.fill_(self._updates)
         self._follow_schedules()
+        self._anchors.draw(self.step)
         for layer in self._trained_layers():
             update = getattr(layer.regularizer, "update", None)
             if update is None:
@@ -500,13 +520,15 @@ class NetworkRegularizer(nn.Module):
         for name in self._names:
             weight = self._weight(name)
             if weight.trained:
-                yield Layer(name, self.regularizers[key(name)], weight.neurons())
+                regularizer = self.regularizers[key(name)]
+                yield Layer(name, regularizer, weight.neurons(), self._anchors.of(name))
 
 
 def take_up_updates(regularizer: NetworkRegularizer, _: Any) -> None:
     """Go on at the step that a state dict was saved at."""
     regularizer._updates = int(regularizer.get_buffer("updates"))
     regularizer._follow_schedules()
+    regularizer._anchors.draw(regularizer.step)
 
 
 def key(name: str) -> str:
