@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import itertools
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from mhe_core import hyperspherical_energy, sharded_hyperspherical_energy
+from mhe_core import (
+    class_uniformity,
+    feature_energy,
+    feature_uniformity,
+    hyperspherical_energy,
+    sharded_hyperspherical_energy,
+)
 from torch import distributed as dist
 
 SIZES = {"uneven": (3, 600, 40), "single": (1, 1, 2), "even": (20, 20, 20)}
@@ -21,6 +28,7 @@ OPTIONS = [
         (0.0, 1.0, 2.0), ("euclidean", "angular"), (False, True), ("paper", "released_code")
     )
 ]
+FEATURES = {"energy": partial(feature_energy, s=1.0), "uniformity": feature_uniformity}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2}
 
 
@@ -59,6 +67,14 @@ def main(folder):
             assert torch.equal(sharded_hyperspherical_energy(own, **options), value)
         found[key] = value.detach(), own.grad
 
+    sizes = SIZES["uneven"][:ranks]
+    x, labels = rows(sizes, longest=3.0), torch.arange(sum(sizes)) % 7
+    own = x.split(sizes)[rank].clone().requires_grad_()
+    for name, energy in FEATURES.items():
+        value = energy(own)
+        found[name] = value.detach(), torch.autograd.grad(value, own)[0]
+    found["classes"] = class_uniformity(own, labels.split(sizes)[rank])
+
     own = rows((4,)).requires_grad_()
     value = sharded_hyperspherical_energy(own)
     with pytest.raises(RuntimeError, match="got create_graph=True"):
@@ -92,6 +108,25 @@ def test_value_and_gradient_are_those_of_all_rows_in_one_process(found):
             assert torch.equal(value, found[0][key][0])
             assert_close(value, expected.detach(), min(1e-6, TOLERANCE[x.dtype]))
             assert_close(gradient, part, TOLERANCE[x.dtype])
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_have_gradients_to_be_averaged(name, found):
+    sizes = SIZES["uneven"][: len(found)]
+    x = rows(sizes, longest=3.0).requires_grad_()
+    expected = FEATURES[name](x)  # in one process
+    expected.backward()
+    for each, part in zip(found, x.grad.split(sizes), strict=True):
+        value, gradient = each[name]
+        assert_close(value, expected.detach(), 1e-12)
+        assert_close(gradient / len(found), part, 1e-12)
+
+
+def test_class_means_are_those_of_all_processes(found):
+    sizes = SIZES["uneven"][: len(found)]
+    expected = class_uniformity(rows(sizes, longest=3.0), torch.arange(sum(sizes)) % 7)
+    for each in found:
+        assert_close(each["classes"], expected, 1e-12)
 
 
 def test_a_group_of_some_of_the_processes(found):

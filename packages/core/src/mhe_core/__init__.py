@@ -2,7 +2,13 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from mhe_core.energy import hyperspherical_energy, sharded_hyperspherical_energy
+from mhe_core.energy import (
+    class_uniformity,
+    feature_energy,
+    feature_uniformity,
+    hyperspherical_energy,
+    sharded_hyperspherical_energy,
+)
 from mhe_core.network import NetworkRegularizer, neuron_matrix
 from mhe_core.registry import (
     HyperparameterError,
@@ -30,7 +36,10 @@ __all__ = [
     "RegularizerInfo",
     "RegularizerNameError",
     "__version__",
+    "class_uniformity",
     "create_regularizer",
+    "feature_energy",
+    "feature_uniformity",
     "hyperspherical_energy",
     "list_regularizers",
     "neuron_matrix",
