@@ -126,18 +126,19 @@ def test_no_application_is_imported_by_another_package(package):
     assert siblings(package) == []
 
 
-def test_core_needs_torch_alone_outside_its_training_layer():
-    training = CORE / "src" / "mhe_core" / "training"
+def test_core_needs_torch_alone_outside_its_training_layer_and_integrations():
+    training, integrations = (CORE / "src" / "mhe_core" / n for n in ("training", "integrations"))
     others = {
         (one.file.name, one.top)
         for one in imports_in(CORE / "src")
         if one.at_top
-        and training not in one.file.parents
+        and not {training, integrations} & set(one.file.parents)
         and one.top not in sys.stdlib_module_names | {"torch", "mhe_core"}
     }
     assert others == set()
     within = [one for one in imports_in(CORE / "src") if training not in one.file.parents]
-    assert not [one for one in within if one.at_top and one.module.startswith("mhe_core.training")]
+    for apart in ("mhe_core.training", "mhe_core.integrations"):
+        assert not [one for one in within if one.at_top and one.module.startswith(apart)]
 
 
 def test_core_depends_on_torch_alone():

@@ -1,0 +1,1 @@
+"""The regularizer in other frameworks' training loops; each file needs the framework it is for."""
