@@ -36,6 +36,7 @@ def entries(tmp_path_factory):
         "model": Changes("resnet20"),
         "regularizer": Changes("mhe", "half_mhe"),
         "regularizer_options": Changes({"s": 1.0}, given=MHE),
+        "rules": Changes({"*": {"weight": 0.5}}, given=MHE),
         "hidden_weight": Changes(7.0, given=MHE),
         "output_weight": Changes(3.0, given=MHE),
         "output_options": Changes({"s": 1.0}, given=MHE),

@@ -51,6 +51,7 @@ def entries(tmp_path_factory, classifiers):
         "loss": Changes("hinge"),
         "regularizer": Changes("none", "mhe-core:half_mhe", given=MHE),
         "regularizer_options": Changes({"s": 1.0}, given=MHE),
+        "rules": Changes({"*": {"weight": 0.5}}, given=MHE),
         "hidden_weight": Changes(1.0),
         "output_weight": Same("the discriminator's output layer has one neuron", 3.0),
         "generator_weight": Changes(1.0),

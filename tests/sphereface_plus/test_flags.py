@@ -47,6 +47,7 @@ def entries(tmp_path_factory):
         "model": Changes("sfnet10"),
         "regularizer": Changes("mhe", "half_mhe"),
         "regularizer_options": Changes({"s": 1.0}, given=MHE),
+        "rules": Changes({"*": {"weight": 0.5}}, given=MHE),
         "output_weight": Changes(3.0, given=MHE),
         "mhe_weight": Changes(3.0, given=MHE),
         "hidden_regularizer": Changes("mhe"),

@@ -55,18 +55,20 @@ def prepare(config: ClassificationConfig, accelerator: Accelerator) -> Trainer:
 
 def build_regularizer(config: ClassificationConfig, model: nn.Module) -> NetworkRegularizer | None:
     """The regularizer that the flags describe, or None."""
-    if config.regularizer == "none":
-        return None
+    hidden = None if config.regularizer == "none" else config.regularizer
     output = None if config.output_regularizer == "none" else config.output_regularizer
+    if hidden is None and not config.rules:
+        return None
     with users_request(f"--regularizer {config.regularizer}"):
         return NetworkRegularizer(
             model,
-            hidden=config.regularizer,
-            output=output,
+            hidden=hidden,
+            output=hidden and output,
             hidden_weight=config.hidden_weight,
             output_weight=config.output_weight,
-            hidden_options=config.hidden_options(),
+            hidden_options=config.hidden_options() if hidden else {},
             output_options={**config.energy_options(), **config.output_options},
+            rules=config.rules,
         )
 
 

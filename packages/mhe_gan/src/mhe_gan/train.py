@@ -129,16 +129,19 @@ class Trainer:
         The linear layers are left out: the discriminator's has one neuron, and those of the
         generator are the thousands of values of its first map.
         """
-        if self.config.regularizer == "none" or weight == 0:
+        rules = self.config.rules if network is self.discriminator else None
+        hidden = None if self.config.regularizer == "none" else self.config.regularizer
+        if not rules and (hidden is None or weight == 0):
             return None
         with users_request(f"--regularizer {self.config.regularizer}"):
             return NetworkRegularizer(
                 network,
-                hidden=self.config.regularizer,
+                hidden=hidden,
                 output=None,
                 hidden_weight=weight,
-                hidden_options=self.config.energy_options(),
+                hidden_options=self.config.energy_options() if hidden else {},
                 output_layer=without,
+                rules=rules,
             ).to(self.accelerator.device)
 
     def loop(self, run: Run) -> Loop:

@@ -54,6 +54,7 @@ class Penalty(nn.Module):
             output_weight=config.output_weight,
             output_options=config.regularizer_options,
             output_layer="head",
+            rules=config.rules,
         )
 
     def forward(self, step: int, class_vectors: Tensor, labels: Tensor) -> Tensor:

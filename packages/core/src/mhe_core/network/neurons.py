@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from mhe_core.network._weight import Weight
 from mhe_core.network._wrappers import unwrapped
-from mhe_core.network.patterns import Pattern, fits, matching
+from mhe_core.network.patterns import fits, matching
 from mhe_core.network.readers import read_module
 
 __all__ = ["has_neurons", "module_weights", "named_weights", "neuron_matrix", "weight_at"]
 
-Split = Mapping[Pattern, int | Sequence[int]]
+Split = Mapping[Any, int | Sequence[int]]  # by Pattern, in which Mapping is invariant
 
 
 def neuron_matrix(module: nn.Module) -> Tensor:

@@ -18,7 +18,7 @@ __all__ = ["Kind", "Rule", "Rules", "Schedule", "check_number", "layer_rules", "
 
 Schedule = float | Callable[[int], float]
 Kind = str | Callable[..., nn.Module] | nn.Module | None
-Rules = Mapping[Pattern, Mapping[str, Any]]
+Rules = Mapping[Any, Mapping[str, Any]]  # by Pattern, in which Mapping is invariant
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ class TrainingConfig:
         width: factor on the network's number of channels.
         regularizer: a registered regularizer, or none.
         regularizer_options: its own hyperparameters, as KEY=VALUE ….
+        rules: settings of single layers by pattern, the first that fits: {"*.attn.*": {"weight":
+            0.1, "regularizer": "mhe", "s": 1}}; "regularizer": null leaves them out.
         hidden_weight: weight of the hidden layers' energies.
         output_weight: weight of the output layer's energy.
         steps: training steps, in place of --epochs.
@@ -59,6 +61,7 @@ class TrainingConfig:
     width: float = 1.0
     regularizer: str = "none"
     regularizer_options: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, dict[str, Any]] = field(default_factory=dict)
     hidden_weight: float = 1.0
     output_weight: float = 10.0
     steps: int | None = None
