@@ -122,8 +122,10 @@ class TestRules:
         rules = {"blocks.*.proj": {"regularizer": "mhe", "weight": 1}}
         regularizer = NetworkRegularizer(Network(), None, None, rules=rules)
         assert regularizer.layers == ["blocks.0.proj", "blocks.1.proj"]
-        with pytest.raises(ValueError, match=r"rule '\*\.qkv' to name a regularizer, as hidden=N"):
+        with pytest.raises(ValueError, match=r"name a regularizer for \['blocks.*as hidden=None"):
             NetworkRegularizer(Network(), None, None, rules={"*.qkv": {"weight": 1}})
+        rules = {"*": {"weight": 2.0}}  # which fits the hidden layers, too
+        assert NetworkRegularizer(Network(), None, rules=rules).layers == ["head"]
 
     @pytest.mark.parametrize(
         ("rules", "error", "message"),

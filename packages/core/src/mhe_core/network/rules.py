@@ -39,18 +39,14 @@ class Rule:
     origin: str = ""
 
     def changed(self, pattern: Pattern, settings: Mapping[str, Any]) -> Rule:
-        """This rule with these settings; another regularizer has options of its own.
-
-        Raises:
-            ValueError: if neither says which regularizer.
-        """
-        origin, options = f"rule {shown(pattern)}", dict(settings)
+        """This rule with these settings; another regularizer has options of its own."""
+        options = dict(settings)
         weight = options.pop("weight", self.weight)
         if "regularizer" in options:
             kind = options.pop("regularizer")
-            return Rule(kind, options, weight, f"{origin}: regularizer=None")
+            return Rule(kind, options, weight, f"rule {shown(pattern)}: regularizer=None")
         if self.kind is None:
-            raise ValueError(f"expected {origin} to name a regularizer, as {self.origin}")
+            return self
         return Rule(self.kind, {**self.options, **options}, weight)
 
 
@@ -66,7 +62,8 @@ def layer_rules(
 
     Raises:
         TypeError: if the rules or one's settings are no mapping, or a weight is no number.
-        ValueError: if a pattern fits no layer, or a weight is out of range.
+        ValueError: if a pattern fits no layer, or only such as have no regularizer and are given
+            none, or a weight is out of range.
     """
     if not isinstance(rules or {}, Mapping):
         raise TypeError(f"expected rules as settings by pattern, got {type(rules).__name__}")
@@ -76,9 +73,14 @@ def layer_rules(
             raise TypeError(f"expected settings in rule {shown(pattern)}, got {settings!r}")
         if "weight" in settings:
             weight_now(settings["weight"], 0, f"the weight of rule {shown(pattern)}")
-        for name in matching(layers, pattern, "rules"):
-            if name not in found:
-                found[name] = roles[name].changed(pattern, settings)
+        fitting = matching(layers, pattern, "rules")
+        if "regularizer" not in settings and all(roles[name].kind is None for name in fitting):
+            raise ValueError(
+                f"expected rule {shown(pattern)} to name a regularizer for {sorted(fitting)}, as "
+                f"{roles[min(fitting)].origin}"
+            )
+        for name in fitting - found.keys():
+            found[name] = roles[name].changed(pattern, settings)
     return {name: found.get(name, roles[name]) for name in layers}
 
 
