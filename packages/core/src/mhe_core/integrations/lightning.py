@@ -14,7 +14,7 @@ from mhe_core.network import NetworkRegularizer
 __all__ = ["EnergyCallback"]
 
 
-class EnergyCallback(Callback):
+class EnergyCallback(Callback):  # type: ignore[misc]  # of no type without Lightning
     """Adds a :class:`~mhe_core.NetworkRegularizer`'s penalty to what ``training_step`` returns.
 
     So it goes through Lightning's own loss scaling, accumulation and DistributedDataParallel or
