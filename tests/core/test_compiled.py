@@ -7,6 +7,7 @@ import torch
 from mhe_core import NetworkRegularizer, create_regularizer, hyperspherical_energy
 from mhe_core.energy import Gaussian
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -64,7 +65,7 @@ def test_a_redraw_in_a_compiled_step_neither_breaks_nor_compiles_again():
     torch._dynamo.reset()
     compiled = create_regularizer("comhe_random", 6, 12, projection_dim=4, seed=0)
     eager = create_regularizer("comhe_random", 6, 12, projection_dim=4, seed=0)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
 
     def step(neurons: Tensor) -> Tensor:
         compiled.update(neurons, 0.1)
@@ -78,6 +79,46 @@ def test_a_redraw_in_a_compiled_step_neither_breaks_nor_compiles_again():
     assert compiled.updates == 4
     assert torch.equal(compiled.projection, eager.projection)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("hidden", ["comhe_angle", "comhe_adversarial"])
+@pytest.mark.parametrize("inside", [False, True], ids=["update outside", "update inside"])
+def test_learned_projections_break_a_step_once_and_never_compile_again(hidden, inside):
+    found = []
+    counter, frames = CompileCounterWithBackend("aot_eager"), 0
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        model = network()
+        options = {"projection_dim": 4, "seed": 0}
+        regularizer = NetworkRegularizer(model, hidden=hidden, hidden_options=options)
+        step = step_of(model, regularizer, inside)
+        step = torch.compile(step, backend=counter) if compiled else step
+        values: list[Tensor] = []
+        for _ in range(3):
+            if not inside:
+                regularizer.update(0.1)
+            model.zero_grad()
+            loss = step()
+            loss.backward()
+            values += [loss.detach(), *(p.grad for p in model.parameters())]
+            frames = frames or counter.frame_count
+        found.append(values)
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+    full = [g for g in counter.graphs if any(node.op == "call_function" for node in g.graph.nodes)]
+    assert len(full) == 2  # the loss, and what is done with it and the penalty
+    assert counter.frame_count == frames
+
+
+def step_of(model: nn.Module, regularizer: NetworkRegularizer, inside: bool):
+    x = torch.ones(3, 12, dtype=torch.float64)
+
+    def step() -> Tensor:
+        loss = model(x).square().mean()
+        if inside:
+            regularizer.update(0.1)
+        return loss + regularizer()
+
+    return step
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -127,5 +127,15 @@ def test_rows_that_are_sharded_go_round_without_being_gathered(found):
         torch.testing.assert_close(each["ring gradient"], weight.grad)
 
 
+def test_flattened_parameters_are_refused():
+    class FullyShardedDataParallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._fsdp_wrapped_module = build()
+
+    with pytest.raises(ValueError, match=r"fully_shard.*FullyShardedDataParallel"):
+        NetworkRegularizer(nn.Sequential(FullyShardedDataParallel()))
+
+
 if __name__ == "__main__":
     main(sys.argv[1])

@@ -17,6 +17,7 @@ from mhe_core.network._batching import Layer, layer_energies
 
 __all__ = [
     "averages_gradients",
+    "check_rows",
     "check_same_weights",
     "group_of",
     "process",
@@ -119,6 +120,16 @@ def averages_gradients(model: nn.Module) -> bool:
     meshes = [p.device_mesh for p in model.parameters() if hasattr(p, "device_mesh")]
     fully_sharded = any(hasattr(m, "set_requires_gradient_sync") for m in model.modules())
     return not meshes or (fully_sharded and all(mesh.ndim == 1 for mesh in meshes))
+
+
+def check_rows(model: nn.Module) -> None:
+    """Raise a ValueError for FSDP1, whose parameters are parts of flat ones that have no rows."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ValueError(
+            "expected a model sharded by FSDP2 (torch.distributed.fsdp.fully_shard), got one under "
+            "FSDP1's FullyShardedDataParallel, whose parameters are flattened and have no neurons "
+            "as rows"
+        )
 
 
 def process(group: Any = None) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mhe_core.eager import eagerly
 from mhe_core.energy.rows import waits_are_dear, working_copy
 from mhe_core.network._anchors import Anchors
 from mhe_core.network._batching import Layer, arguments, blamed, layer_energies
@@ -19,6 +20,7 @@ from mhe_core.network._coverage import ParameterRole, covered_share, parameter_r
 from mhe_core.network._output import doubt_about_output, find_output_layers
 from mhe_core.network._processes import (
     averages_gradients,
+    check_rows,
     check_same_weights,
     group_of,
     process,
@@ -191,6 +193,7 @@ class NetworkRegularizer(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model as a torch.nn.Module, got {type(model).__name__}")
+        check_rows(model)
         for name, factor in (("hidden_weight", hidden_weight), ("output_weight", output_weight)):
             weight_now(factor, 0, name)
         if reduction not in ("sum", "mean"):
@@ -367,6 +370,8 @@ class NetworkRegularizer(nn.Module):
         A scalar, in at least float32; 0 where no layer is left. With several processes that share
         the work, all have to call it; its value is the same on all.
         """
+        if torch.compiler.is_compiling() and not self._compiles:
+            return eagerly(NetworkRegularizer.forward, self)
         layers = list(self._trained_layers())
         if not layers:
             self._last = None
@@ -396,6 +401,11 @@ class NetworkRegularizer(nn.Module):
         if not waits_are_dear(total.device):
             self._warn_if_not_finite(layers, total)
         return total if self.clip_factor is None else bounded_value(total)
+
+    @property
+    def _compiles(self) -> bool:
+        """Whether the compiler can look into all regularizers; into a part would break it often."""
+        return all(getattr(r, "compiles", True) for r in self.regularizers.values())
 
     def _clipped(self, layers: list[Layer]) -> tuple[list[Layer], list[Tensor]]:
         """The layers with neurons whose gradients will be clipped, and the probes to be added."""
@@ -470,6 +480,9 @@ class NetworkRegularizer(nn.Module):
         Raises:
             ValueError: if ``lr`` is not a finite number ≥ 0.
         """
+        if torch.compiler.is_compiling():  # again for each number that changes here, else
+            eagerly(NetworkRegularizer.update, self, lr)
+            return
         check_number("lr", lr)
         self._updates += 1
         if (updates := self._buffers.get("updates")) is not None:

@@ -28,6 +28,8 @@ class Regularizer(nn.Module):
             once for each group of a grouped convolution.
         takes_anchors: whether ``forward`` has an argument ``anchors``, indices ``[M]`` of neurons
             whose pairs with all others are counted.
+        compiles: whether ``torch.compile`` can look into ``forward``; where False, the penalty of a
+            network that has such a regularizer is computed as it is, at one break of the graph.
         depends_on_lengths: whether the value may depend on the neurons' lengths; where False, the
             conformance kit holds it to that.
         paper: where it was published; empty if nowhere.
@@ -49,6 +51,7 @@ class Regularizer(nn.Module):
     half_space: bool = False
     batched: bool = True
     takes_anchors: bool = False
+    compiles: bool = True
     depends_on_lengths: bool = True
     paper: ClassVar[str] = ""
     published_weight: ClassVar[float | None] = None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mhe_core.eager import eagerly
 from mhe_core.energy import hyperspherical_energy
 from mhe_core.energy.conventions import ConventionName
 from mhe_core.energy.distances import DistanceName
@@ -32,6 +33,7 @@ class LearnedCoMHE(CoMHE):
     """
 
     lr: Tensor
+    compiles = False  # forward takes a gradient step that is differentiated again
 
     def __init__(
         self,
@@ -65,6 +67,19 @@ class LearnedCoMHE(CoMHE):
         if self.projection is not None:
             draw_gaussian_(self.projection, self.seed, 0)
             self.lr.zero_()
+
+    def forward(self, neurons: Tensor, anchors: Tensor | None = None) -> Tensor:
+        """Scalar energy of the projected neurons ``[..., N, d]``; the compiler leaves it alone."""
+        if torch.compiler.is_compiling():
+            return eagerly(LearnedCoMHE.forward, self, neurons, anchors)
+        return super().forward(neurons, anchors)
+
+    def update(self, neurons: Tensor, lr: float) -> None:
+        """Train the projection for one step, see :class:`CoMHE`; the compiler leaves it alone."""
+        if torch.compiler.is_compiling():
+            eagerly(LearnedCoMHE.update, self, neurons, lr)
+            return
+        super().update(neurons, lr)
 
     def objective(self, neurons: Tensor) -> Callable[[Tensor], Tensor]:
         """What the projection is trained to minimise: a scalar function of P ``[k, d]``."""
