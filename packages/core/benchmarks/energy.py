@@ -3,7 +3,7 @@
 Times are ratios of steps that take turns: the median over rounds of one step's time over the
 other's in the same round. Memory is the peak of a fresh process, beyond what it held before.
 
-    python packages/core/benchmarks/energy.py [--quick] [--output runs/bench/energy.json]
+    python packages/core/benchmarks/energy.py [--quick | --curve] [--output FILE]
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import torch.distributed as dist
 from mhe_core import hyperspherical_energy
 from mhe_core.energy._tiles import value_and_gradient
 from mhe_core.energy.pair_potential import PairPotential
-from mhe_core.energy.potential import Riesz
+from mhe_core.energy.potential import Gaussian, Riesz
+from mhe_core.energy.potential_base import Potential
 from mhe_core.training.files import write_atomically
 from mhe_core.training.timing import Ratio, hardware, interleaved, report, resident
 from torch import Tensor
@@ -57,13 +58,13 @@ class Size(NamedTuple):
 
 
 SIZES = [
-    Size(64, 576, 400, 5, 4),
+    Size(64, 576, 400, 3, 4),
     Size(256, 2304, 100, 1.4, 7, variants=True),
     Size(512, 4608, 50, 1.2, 6),
     Size(2048, 512, 20, 1.1, 15, variants=True),
-    Size(10572, 512, 9, 0.95, None),
+    Size(10572, 512, 7, 0.95, None),
 ]
-QUICK_SIZES = [Size(64, 576, 10, 5, 4), Size(256, 2304, 3, 1.4, 7, variants=True)]
+QUICK_SIZES = [Size(64, 576, 10, 3, 4), Size(256, 2304, 3, 1.4, 7, variants=True)]
 VARIANTS: dict[str, dict[str, Any]] = {
     "half-space s=0": {"s": 0},
     "half-space s=1": {"s": 1},
@@ -72,9 +73,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class ValueAlone(Potential):
+    """A third party's potential: a Gaussian of which only the value was written."""
+
+    def value(self, squared_chord: Tensor) -> Tensor:
+        return torch.exp(-2 * squared_chord)
+
+
+SECOND: dict[str, Potential] = {"Gaussian": Gaussian(2.0), "Gaussian by its value": ValueAlone()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--curve", action="store_true", help="memory at all sizes, for the plot")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/energy.json"))
     arguments = parser.parse_args()
     quick, output = arguments.quick, arguments.output
@@ -86,8 +99,8 @@ def main() -> None:
     measure_processes(*((1024, 2) if quick else (8192, 7)), ratios, times)
     report("Energy, value and gradient, float32", ratios, times, output)
 
-    curve = [2**k for k in range(10, 17)]
-    numbers = [256, 1024] if quick else sorted([*curve, 50000, 85742])
+    curve = sorted([*(2**k for k in range(10, 17)), 50000, 85742])
+    numbers = [256, 1024] if quick else curve if arguments.curve else [1024, 8192, 50000]
     costs = measure_costs(numbers)
     plot(costs, output.with_suffix(".png"))
     content = json.loads(output.read_text())
@@ -118,6 +131,10 @@ def measure_size(size: Size, ratios: list[Ratio], times: Times) -> None:
             ratios.append(
                 Ratio(f"{step}, over the products", step, products, f"≤ {1.5 * most:.4g}")
             )
+        for name, potential in SECOND.items():
+            step = f"{size}, half-space {name}"
+            steps[step] = energy_step(neurons, potential=potential)
+            ratios.append(Ratio(f"{step}, over s=2", step, energy, "≤ 1.3"))
     times |= interleaved(steps, size.rounds)
 
 
