@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 RUNS ?= runs
 
-.PHONY: demo demo-faces demo-gan test test-all lint format bench docs docs-serve clean
+.PHONY: demo demo-faces demo-gan test test-all lint format bench docs docs-serve release-check clean
 
 demo: $(VENV)/.classification  ## train on the embedded digits with and without MHE: a table, a picture
 	$(BIN)/mhe-classification compare --output $(RUNS)/demo --data digits --model vgg9 --width 0.25 \
@@ -53,6 +53,9 @@ docs: $(VENV)/.documentation  ## the site, in site/; a broken link or reference 
 docs-serve: $(VENV)/.documentation  ## the site at http://localhost:8000, made anew when a page changes
 	$(MKDOCS) serve
 
+release-check: $(VENV)/.release  ## build, check and install every package, and run each from its wheel
+	$(BIN)/python tools/release_check.py
+
 clean:
 	rm -rf $(VENV) $(RUNS) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -77,4 +80,8 @@ $(VENV)/.development: $(BIN)/pip requirements-dev.txt $(wildcard packages/*/pypr
 
 $(VENV)/.documentation: $(VENV)/.development docs/requirements.txt
 	$(PIP) -r docs/requirements.txt
+	touch $@
+
+$(VENV)/.release: $(VENV)/.development requirements-release.txt
+	$(PIP) -r requirements-release.txt
 	touch $@
