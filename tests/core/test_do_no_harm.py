@@ -48,3 +48,22 @@ def test_what_does_not_train_without_is_counted_apart(tmp_path, without, status,
     command = (sys.executable, SCRIPT, "--table", "--output", output)
     printed = run_program(*command, status=status).stdout
     assert all(part in printed for part in said)
+
+
+def test_what_was_worse_is_shown_beside_the_same_from_starts_next_to_it(tmp_path):
+    output = tmp_path / "found.jsonl"
+    trial = {"family": "f", "model": "test_resnet", "optimizer": "sgd"}
+    losses = {"before": 2.3, "without": 1.0, "with": 2.0, "passes": False}
+    sizes = {"parameters": 1000, "image_size": 64}
+    output.write_text(json.dumps({**trial, **losses, **sizes}) + "\n")
+    command = (sys.executable, SCRIPT, "--again", "--output", output)
+    printed = run_program(*command, status=1).stdout
+    _, found = map(json.loads, output.read_text().splitlines())
+    pairs = found["moved"]
+    assert len({without for without, _ in pairs}) == len(pairs) == 5
+    assert all(other <= 1.1 * without + 0.05 for without, other in pairs)
+    assert "| worse; from 5 starts beside: " in printed
+    assert "0 of 1 trials of 1 families pass." in printed
+    before = output.read_text()
+    run_program(*command, status=1)
+    assert output.read_text() == before

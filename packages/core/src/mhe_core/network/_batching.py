@@ -119,6 +119,8 @@ def blamed(layer: Layer) -> Iterator[None]:
         yield
     except Exception as error:
         ours = kind.__module__.startswith("mhe_core.")
+        if ours and type(error) in (TypeError, ValueError):
+            raise type(error)(f"layer {layer.name!r}: {error}") from error
         if ours or isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         raise PluginError(

@@ -1,0 +1,104 @@
+"""What a CoMHE regularizer keeps: in checkpoints, on the meta device, without updates."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import pytest
+import torch
+from mhe_core import NetworkRegularizer, create_regularizer
+from mhe_core.regularizers.comhe import FORWARDS_WITHOUT_UPDATE
+from torch import Tensor, nn
+
+SMALL = {
+    "comhe_random": {"projection_dim": 4, "num_projections": 3},
+    "comhe_angle": {"projection_dim": 4},
+    "comhe_adversarial": {"projection_dim": 4},
+    "comhe_group": {"num_groups": 3, "group_dim": 4},
+}
+N, D = 6, 12
+
+
+def made(name: str) -> nn.Module:
+    return create_regularizer(name, N, D, seed=3, **SMALL[name])
+
+
+@pytest.fixture
+def neurons() -> Tensor:
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+
+def test_random_projections_are_neither_saved_nor_broadcast():
+    model = nn.Sequential(nn.Linear(256, 8), nn.Linear(8, 4))
+    regularizer = NetworkRegularizer(model, "comhe_random")
+    (drawn,) = [r.projection for r in regularizer.regularizers.values() if hasattr(r, "projection")]
+    assert drawn.numel() > 100_000
+    file = io.BytesIO()
+    torch.save(regularizer.state_dict(), file)
+    assert file.tell() < 10_000
+    assert list(regularizer.buffers()) == []  # DistributedDataParallel broadcasts buffers
+
+
+def test_state_dicts_that_have_the_projections_still_load(neurons):
+    regularizer = made("comhe_random")
+    regularizer.update(neurons, 0.1)
+    old = {**regularizer.state_dict(), "projection": torch.zeros(3, 4, D)}
+    other = create_regularizer("comhe_random", N, D, seed=4, **SMALL["comhe_random"])
+    other.load_state_dict(old)
+    assert torch.equal(other(neurons), regularizer(neurons))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_was_made_on_the_meta_device_is_as_made_on_the_cpu(name, neurons):
+    with torch.device("meta"):
+        empty = made(name)
+    torch.testing.assert_close(empty.to_empty(device="cpu")(neurons), made(name)(neurons))
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(D, N), nn.Linear(N, 4))
+    regularizer = NetworkRegularizer(model, name, hidden_options={"seed": 3, **SMALL[name]})
+    model.to_empty(device="cpu")
+    regularizer.to_empty(device="cpu")
+    with torch.no_grad():
+        model[0].weight.copy_(neurons)
+    torch.testing.assert_close(regularizer.terms()["0"], made(name)(neurons))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_reset_parameters_is_the_beginning(name, neurons):
+    regularizer = made(name)
+    for _ in range(3):
+        regularizer.update(neurons, 0.1)
+    regularizer.reset_parameters()
+    assert torch.equal(regularizer(neurons), made(name)(neurons))
+
+
+@pytest.mark.parametrize("name", ["comhe_random", "comhe_angle", "comhe_adversarial"])
+def test_training_that_never_updates_it_is_told_once(name, neurons, recwarn):
+    regularizer = made(name)
+    for _ in range(3 * FORWARDS_WITHOUT_UPDATE):
+        regularizer(neurons)
+    (warned,) = [str(warning.message) for warning in recwarn]
+    assert "never updated" in warned
+    assert "call update once per training step" in warned
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_that_updates_it_and_reports_are_not(name, neurons):
+    updated, reported = made(name), made(name)
+    updated.update(neurons, 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2 * FORWARDS_WITHOUT_UPDATE):
+            updated(neurons)
+            with torch.no_grad():
+                reported(neurons)
+
+
+@pytest.mark.parametrize("call", ["forward", "update"])
+def test_an_error_at_call_time_names_the_layer(call):
+    model = nn.Sequential(nn.Linear(D, N), nn.Linear(N, 4))
+    regularizer = NetworkRegularizer(model, "comhe_random", hidden_options=SMALL["comhe_random"])
+    model[0] = nn.Linear(D + 1, N)
+    with pytest.raises(ValueError, match=r"layer '0': expected neurons as rows, \[\.\.\., N, 12\]"):
+        regularizer() if call == "forward" else regularizer.update(0.1)
