@@ -1,6 +1,8 @@
 """The real commands, on tiny networks."""
 
 import pytest
+from mhe_classification.config import ClassificationConfig
+from mhe_classification.train import train as train_classifier
 from mhe_core.training.images import load_images
 from mhe_core.training.processes import make_accelerator
 from mhe_gan.config import GANConfig
@@ -32,3 +34,14 @@ def make_trainer(tmp_path):
         return trainer, (images.pixels[:num], images.labels[:num])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory):
+    """Two classifiers to score with; the second has a moving average, which is then used."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    tiny = {"width": 0.0625, "image_size": 8, "steps": 1, "device": "cpu"}
+    for seed in (0, 1):
+        average = {"seed": seed, "ema": 0.9 * seed}
+        train_classifier(ClassificationConfig(output=folder / str(seed), **average, **tiny))
+    return [str(folder / "0"), str(folder / "1")]

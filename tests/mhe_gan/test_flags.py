@@ -1,15 +1,10 @@
 """Every flag of mhe-gan changes what is written, or is known not to."""
 
-import numpy as np
 import pytest
-from mhe_classification.config import ClassificationConfig
-from mhe_classification.train import train as train_classifier
 from mhe_gan import compare as compare_command
 from mhe_gan.compare import MODELS
 from mhe_gan.config import GANConfig
-from mhe_gan.sample import SampleConfig, sample
 from mhe_gan.train import train
-from PIL import Image
 from support.images import noise_folder
 from support.wiring import (
     SHARED,
@@ -27,17 +22,6 @@ from support.wiring import (
 BASE = {"width": 0.0625, "batch_size": 8, "steps": 2, "log_every": 1, "sample_every": 2}
 BASE |= {"checkpoint_every": 2, "lr": 0.02, "ema": 0.0, "device": "cpu"}
 MHE = {"hidden_weight": 1.0}  # the published weights are too small to be seen in two steps
-
-
-@pytest.fixture(scope="module")
-def classifiers(tmp_path_factory):
-    """Two classifiers to score with; the second has a moving average, which is then used."""
-    folder = tmp_path_factory.mktemp("classifiers")
-    tiny = {"width": 0.0625, "image_size": 8, "steps": 1, "device": "cpu"}
-    for seed in (0, 1):
-        average = {"seed": seed, "ema": 0.9 * seed}
-        train_classifier(ClassificationConfig(output=folder / str(seed), **average, **tiny))
-    return [str(folder / "0"), str(folder / "1")]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +91,6 @@ def test_compiled_steps_are_the_same_steps(tmp_path, outcome, traced_graphs):
     train(GANConfig(**settings, compile=True, output=tmp_path))
     assert {"DCGANGenerator", "SNDCGANDiscriminator"} <= set(traced_graphs)
     assert differing(written(tmp_path)["weights"], outcome(settings)["weights"]) == []
-    sample(SampleConfig(run=tmp_path, output=tmp_path / "grid.png", num=4))
 
 
 def test_no_entry_is_left_over(entries):
@@ -137,40 +120,3 @@ def test_flags_of_compare(planned):
     for name, config in methods.items():
         assert {key: getattr(config, key) for key in MODELS[name]} == MODELS[name]
     assert seeds == [3, 5]
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """What sample draws with such settings, of one of two runs with a moving average."""
-    folder = tmp_path_factory.mktemp("sampled")
-    for seed in (0, 1):
-        train(GANConfig(output=folder / str(seed), **{**BASE, "ema": 0.05, "seed": seed}))
-    last, best = (folder / "0" / "checkpoints" / name for name in ("last", "best"))
-    best.unlink()
-    best.write_bytes((folder / "1" / "checkpoints" / "last").read_bytes())
-    assert last.read_bytes() != best.read_bytes()
-
-    def draw(settings):
-        file = tmp_path_factory.mktemp("drawn") / "grid.png"
-        run = folder / settings.get("run", "0")
-        sample(SampleConfig(**{**settings, "run": run, "output": file}))
-        with Image.open(file) as grid:
-            return {"pixels": {"grid": np.asarray(grid).tolist()}}
-
-    return draw
-
-
-@pytest.mark.parametrize("name", flags(SampleConfig))
-def test_every_flag_of_sample(name, drawn):
-    entries = {
-        "run": Changes("1", what="pixels"),
-        "output": Same("where the picture is"),
-        "num": Changes(5, what="pixels"),
-        "seed": Changes(1, what="pixels"),
-        "interpolate": Changes(2, what="pixels"),
-        "checkpoint": Changes("best", what="pixels"),
-        "average": Changes(False, what="pixels"),
-        "batch_size": Same("how many images are made at a time", 2),
-        "device": Same("auto is the CPU here, or figures differ by rounding"),
-    }
-    check_flag(SampleConfig, name, entries, drawn, {"run": "0", "num": 4})

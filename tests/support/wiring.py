@@ -29,12 +29,14 @@ from support.runs import flat, records, state
 
 __all__ = [
     "SHARED",
+    "USE",
     "Changes",
     "Same",
     "check_all_reach_the_runs",
     "check_flag",
     "check_no_entry_is_left_over",
     "differing",
+    "figures",
     "flags",
     "planning",
     "written",
@@ -96,6 +98,21 @@ SHARED: dict[str, Changes | Same] = {
     "flip": Changes(True),
     "eval_every": Changes(1, what="records"),
 }
+
+
+# What commands share that use a trained run. There, "other" is a checkpoint of another run's.
+USE: dict[str, Changes | Same] = {
+    "checkpoint": Changes("other", what="figures"),
+    "output": Same("where it is written: what is compared was read from there"),
+    "batch_size": Same("how many images at a time: figures differ by rounding"),
+    "workers": Same("they read the images, which are the same", 1),
+    "device": Same("on another device figures differ by rounding"),
+}
+
+
+def figures(report: Any, without: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """A command's report as an outcome, without what repeats its settings."""
+    return {"figures": {k: v for k, v in flat(report).items() if not any(w in k for w in without)}}
 
 
 def flags(config_class: type) -> list[str]:

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+from mhe_core.errors import UserError
 from torch import Tensor
 
 from mhe_gan.features import FeatureSet
@@ -66,7 +67,7 @@ def extrapolated_frechet(
     """
     features = generated.features
     if features is None or len(features) < 100:
-        raise ValueError(
+        raise UserError(
             "expected the features of at least 100 images to extrapolate from, "
             f"got {generated.num_images}"
         )

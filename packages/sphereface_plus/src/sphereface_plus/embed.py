@@ -62,6 +62,8 @@ class EmbedConfig:
         """Check that the settings fit each other."""
         if (self.run is None) == (self.embedder is None):
             raise UserError("expected either a run directory or --embedder")
+        if self.weights is not None and self.embedder is None:
+            raise UserError(f"--weights goes with --embedder, got it with {self.run}")
         if self.output.suffix != ".npz":
             raise UserError(f"expected --output as a .npz file, got {self.output}")
         if self.batch_size < 1:

@@ -64,6 +64,13 @@ class EvaluateConfig:
             raise UserError("expected --templates with --pairs, got --pack")
         if self.onnx is not None and (self.images is None) == (self.pack is None):
             raise UserError("expected --onnx with either --images or --pack")
+        for flag, partner in (
+            ("names", "embeddings"),
+            ("images", "onnx"),
+            ("scores", "templates"),
+        ):
+            if getattr(self, flag) is not None and getattr(self, partner) is None:
+                raise UserError(f"--{flag} goes with --{partner}, which is not given")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

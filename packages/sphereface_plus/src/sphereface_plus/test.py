@@ -80,12 +80,16 @@ class TestConfig:
         """Check that the settings fit each other."""
         if (self.run is None) == (self.embedder is None):
             raise UserError("expected either a run directory or --embedder")
+        if self.weights is not None and self.embedder is None:
+            raise UserError(f"--weights goes with --embedder, got it with {self.run}")
         if self.output is None:
             if self.run is None:
                 raise UserError("expected --output for the report")
             self.output = Path(self.run) / "test"
         if (self.images is None) != (self.pairs is None):
             raise UserError("expected --images and --pairs together, got one of them")
+        if self.align and self.images is None:
+            raise UserError("--align goes with --images and --pairs, which are not given")
         if self.pack and self.images is not None:
             raise UserError("expected --pack, or --images and --pairs, got both")
         if len({pack.stem for pack in self.pack}) < len(self.pack):

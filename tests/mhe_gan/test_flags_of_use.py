@@ -1,0 +1,139 @@
+"""Every flag of sample, test and score changes what comes of it, or is known not to."""
+
+import shutil
+
+import numpy as np
+import pytest
+from mhe_core.errors import UserError
+from mhe_gan.config import GANConfig
+from mhe_gan.sample import SampleConfig, sample
+from mhe_gan.score import ScoreCommandConfig, score
+from mhe_gan.test import TestConfig
+from mhe_gan.test import test as score_run
+from mhe_gan.train import train
+from PIL import Image
+from support.wiring import (
+    USE,
+    Changes,
+    Same,
+    check_flag,
+    check_no_entry_is_left_over,
+    figures,
+    flags,
+)
+
+TINY = {"width": 0.0625, "batch_size": 8, "steps": 2, "lr": 0.02, "ema": 0.05, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs with a moving average; the first has a checkpoint of the second's."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        train(GANConfig(output=folder / str(seed), **TINY, seed=seed))
+    shutil.copy(folder / "1/checkpoints/last", folder / "0/checkpoints/other")
+    return folder
+
+
+known = {}
+
+
+def check(config_class, name, entries, outcome, base):
+    """The flag's entry, and that there is none too many; nothing is computed twice."""
+
+    def remembered(settings):
+        key = config_class, repr(sorted(settings.items()))
+        if key not in known:
+            known[key] = outcome(settings)
+        return known[key]
+
+    check_flag(config_class, name, entries, remembered, base)
+    check_no_entry_is_left_over(config_class, entries)
+
+
+@pytest.mark.parametrize("name", flags(SampleConfig))
+def test_every_flag_of_sample(name, runs):
+    entries = {
+        "run": Changes(runs / "1", what="figures"),
+        "output": USE["output"],
+        "num": Changes(5, what="figures"),
+        "seed": Changes(1, what="figures"),
+        "interpolate": Changes(2, what="figures"),
+        "checkpoint": USE["checkpoint"],
+        "average": Changes(False, what="figures"),
+        "batch_size": Same("how many images are made at a time", 2),
+        "device": USE["device"],
+    }
+
+    def outcome(settings):
+        sample(SampleConfig(**settings))
+        with Image.open(settings["output"]) as grid:
+            return {"figures": {"pixels": np.asarray(grid).tolist()}}
+
+    base = {"run": runs / "0", "output": runs / "grid.png", "num": 4}
+    check(SampleConfig, name, entries, outcome, base)
+
+
+@pytest.mark.parametrize("name", flags(TestConfig))
+def test_every_flag_of_test(name, runs, classifiers):
+    entries = {
+        "run": Changes(runs / "1", what="figures"),
+        "seed": Changes(1, what="figures"),
+        "average": Changes(False, what="figures"),
+        "num_samples": Changes(30, what="figures"),
+        "feature_extractor": Changes(classifiers[1], what="figures"),
+        "weights": Same("those of Inception, which no test downloads"),
+        "reference": Changes(what="figures"),
+        "device": USE["device"],
+    }
+
+    def outcome(settings):
+        report = score_run(TestConfig(**settings))
+        return figures([report["final"], report["real_inception_score"]])
+
+    base = {"run": runs / "0", "num_samples": 20, "feature_extractor": classifiers[0]}
+    check(TestConfig, name, entries, outcome, {**base, "device": "cpu"})
+
+
+@pytest.mark.parametrize("name", flags(ScoreCommandConfig))
+def test_every_flag_of_score(name, classifiers, tmp_path):
+    for seed, count in ((0, 100), (1, 100), (2, 100), (3, 110)):
+        noise = np.random.default_rng(seed).integers(0, 256 - 30 * seed, (count, 8, 8, 3))
+        np.savez(tmp_path / f"{seed}.npz", noise.astype(np.uint8))
+    files = [str(tmp_path / f"{seed}.npz") for seed in range(4)]
+    entries = {
+        "images": Changes(files[2], what="figures"),
+        "reference": Changes(files[2], what="figures"),
+        "metrics": Changes("fid", what="figures"),
+        "feature_extractor": Changes(classifiers[1], what="figures"),
+        "weights": Same("those of Inception, which no test downloads"),
+        "num_samples": Changes(20, what="figures"),
+        "unequal": Changes(True, given={"reference": files[3]}, what="figures"),
+        "unbiased": Changes(True, what="figures"),
+        "resamples": Changes(3, what="figures"),
+        "seed": Changes(1, what="figures"),
+        "save_statistics": Changes(tmp_path / "saved.npz", what="files"),
+        "json": Same("how it is printed: see test_score.py"),
+        "batch_size": USE["batch_size"],
+        "device": USE["device"],
+    }
+
+    def outcome(settings):
+        try:
+            report = score(ScoreCommandConfig(**settings)).flat()
+        except UserError as error:
+            report = {"error": type(error).__name__}
+        saved = (tmp_path / "saved.npz").exists()
+        return {**figures(report, without=("extractor", "notes")), "files": {"saved": saved}}
+
+    base = {"images": files[0], "reference": files[1], "metrics": "fid,kid", "resamples": 2}
+    base |= {"feature_extractor": classifiers[0], "device": "cpu"}
+    check(ScoreCommandConfig, name, entries, outcome, base)
+
+
+def test_too_few_images_to_extrapolate_from_are_a_users_error(classifiers, tmp_path):
+    np.savez(tmp_path / "few.npz", np.zeros((12, 8, 8, 3), dtype=np.uint8))
+    few = str(tmp_path / "few.npz")
+    settings = {"images": few, "reference": few, "feature_extractor": classifiers[0]}
+    with pytest.raises(UserError, match="at least 100 images to extrapolate from, got 12"):
+        score(ScoreCommandConfig(**settings, metrics="kid", unbiased=True, device="cpu"))
