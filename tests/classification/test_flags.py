@@ -4,7 +4,7 @@ import pytest
 from mhe_classification import compare as compare_command
 from mhe_classification.config import ClassificationConfig
 from mhe_classification.test import TestConfig
-from mhe_classification.test import test as test_run
+from mhe_classification.test import test as evaluate
 from mhe_classification.train import train
 from support.images import noise_folder
 from support.wiring import (
@@ -112,7 +112,7 @@ def test_compiled_steps_are_the_same_steps(tmp_path, outcome, traced_graphs):
     train(ClassificationConfig(**compiled, resume=True))
     assert traced_graphs["VGG9"] > 0
     assert differing(written(tmp_path)["weights"], outcome(settings)["weights"]) == []
-    tested = test_run(TestConfig(run=tmp_path, device="cpu"))
+    tested = evaluate(TestConfig(run=tmp_path, device="cpu"))
     assert tested["test_error"] == written(tmp_path)["summary"]["test_error"]
 
 

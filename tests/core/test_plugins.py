@@ -174,7 +174,7 @@ def test_a_far_name_suggests_none_and_lists_all():
         create_regularizer("zzz", 3, 2)
 
 
-@pytest.mark.parametrize("name", [None, 3, MHE])
+@pytest.mark.parametrize("name", [None, 3, b"mhe"])
 def test_a_name_is_a_string(name):
     with pytest.raises(TypeError, match="expected the regularizer's name as a string, got"):
         create_regularizer(name, 3, 2)

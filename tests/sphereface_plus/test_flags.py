@@ -4,7 +4,7 @@ import pytest
 from sphereface_plus import compare as compare_command
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.test import TestConfig
-from sphereface_plus.test import test as test_run
+from sphereface_plus.test import test as evaluate
 from sphereface_plus.train import train
 from support.images import noise_folder
 from support.wiring import (
@@ -108,7 +108,7 @@ def test_compiled_steps_are_the_same_steps(tmp_path, outcome, traced_graphs):
     train(FaceConfig(**settings, compile=True, output=tmp_path))
     assert traced_graphs["SFNet"] > 0
     assert differing(written(tmp_path)["weights"], outcome(settings)["weights"]) == []
-    tested = test_run(TestConfig(run=tmp_path, device="cpu"))
+    tested = evaluate(TestConfig(run=tmp_path, device="cpu"))
     assert tested["accuracy"] == written(tmp_path)["summary"]["test_accuracy"]
 
 
