@@ -184,7 +184,13 @@ def with_autograd(
         return pool.submit(on_the_same_stream).result()
 
 
-@torch.library.custom_op("mhe_core::energy", mutates_args=())
+# The schemas are written out: torch 2.6 cannot infer them from annotations that are strings.
+@torch.library.custom_op(
+    "mhe_core::energy",
+    mutates_args=(),
+    schema="(Tensor neurons, Tensor? anchors, str potential, bool half_space, int[] share, bool rows)"
+    " -> (Tensor, Tensor)",
+)
 def _compiled_energy(
     neurons: Tensor,
     anchors: Tensor | None,
@@ -221,7 +227,12 @@ def _(
     return neurons.new_empty([*batch, M], dtype=dtype), neurons.new_empty(0, dtype=dtype)
 
 
-@torch.library.custom_op("mhe_core::energy_gradient", mutates_args=())
+@torch.library.custom_op(
+    "mhe_core::energy_gradient",
+    mutates_args=(),
+    schema="(Tensor neurons, Tensor? anchors, str potential, bool half_space, Tensor weights)"
+    " -> Tensor",
+)
 def _compiled_gradient(
     neurons: Tensor, anchors: Tensor | None, potential: str, half_space: bool, weights: Tensor
 ) -> Tensor:

@@ -92,10 +92,8 @@ def hyperspherical_energy(
     """
     potential = chosen_potential(s, distance, convention, potential)
     check_neurons(neurons)
-    if reduction not in get_args(Reduction):
-        raise ValueError(
-            f"expected reduction to be one of {get_args(Reduction)}, got {reduction!r}"
-        )
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"expected reduction to be one of {REDUCTIONS}, got {reduction!r}")
     if anchors is not None:
         check_anchors(anchors, neurons.shape[-2])
     pair = PairPotential(potential, half_space)

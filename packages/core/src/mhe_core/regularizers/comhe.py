@@ -335,7 +335,11 @@ def redraw_(projection: Tensor, updates: Tensor, seed: int, interval: int) -> No
         draw_gaussian_(projection, seed, count // interval)
 
 
-@torch.library.custom_op("mhe_core::redraw", mutates_args=("projection", "updates"))
+@torch.library.custom_op(
+    "mhe_core::redraw",
+    mutates_args=("projection", "updates"),
+    schema="(Tensor(a!) projection, Tensor(b!) updates, int seed, int interval) -> ()",
+)
 def _compiled_redraw(projection: Tensor, updates: Tensor, seed: int, interval: int) -> None:
     redraw_(projection, updates, seed, interval)
 
