@@ -188,8 +188,8 @@ def with_autograd(
 @torch.library.custom_op(
     "mhe_core::energy",
     mutates_args=(),
-    schema="(Tensor neurons, Tensor? anchors, str potential, bool half_space, int[] share, bool rows)"
-    " -> (Tensor, Tensor)",
+    schema="(Tensor neurons, Tensor? anchors, str potential, bool half_space, int[] share,"
+    " bool rows) -> (Tensor, Tensor)",
 )
 def _compiled_energy(
     neurons: Tensor,

@@ -68,8 +68,10 @@ def in_batches(layers: Sequence[Layer]) -> list[list[Layer]]:
     batches: dict[Hashable, list[Layer]] = defaultdict(list)
     for layer in layers:
         pair, x = layer.pair, layer.neurons
-        alone = pair is None or layer.cost > WORTH_BATCHING
-        equal = layer.name if alone else (pair, x.shape, x.dtype, x.device)
+        equal: Hashable = layer.name
+        if pair is not None and layer.cost <= WORTH_BATCHING:
+            # By the potential's key: the compiler of torch 2.6 has no dictionaries of our objects.
+            equal = (pair.potential.key, pair.half_space, *x.shape, x.dtype, x.device)
         batches[equal].append(layer)
     return list(batches.values())
 
