@@ -37,16 +37,6 @@ def example_plugin(tmp_path_factory):
     return target
 
 
-@pytest.fixture(scope="session")
-def torchrun():
-    """Run a program in several gloo processes of one thread each."""
-
-    def run(processes, *command, **options):
-        return programs.run_program(*programs.torchrun(processes, *command), **options)
-
-    return run
-
-
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Run an installed command in this process, which spares its imports.

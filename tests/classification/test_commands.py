@@ -1,12 +1,12 @@
 """The commands as a user types them, on tiny real data, in processes of their own."""
 
 import json
-import sys
 
 import pytest
 import yaml
 from mhe_classification import compare
-from support.programs import run_program, script
+from support.forks import run_processes, run_python
+from support.programs import script
 from support.runs import records
 
 TINY = ["--width", "0.0625", "--image-size", "8", "--batch-size", "32", "--device", "cpu"]
@@ -15,12 +15,12 @@ TINY = ["--width", "0.0625", "--image-size", "8", "--batch-size", "32", "--devic
 def test_train_test_and_resume(tmp_path, command):
     out = tmp_path / "run"
     arguments = ["train", "--output", out, "--steps", 6, *TINY]
-    trained = run_program(script("mhe-classification"), *arguments, "--regularizer", "half_mhe")
+    trained = run_python(script("mhe-classification"), *arguments, "--regularizer", "half_mhe")
     assert "test_error" in trained.stdout
     summary = json.loads((out / "summary.json").read_text())
     assert {"step", "loss", "penalty"} <= set(records(out)[-1])
     assert yaml.safe_load((out / "config.yaml").read_text())["regularizer"] == "half_mhe"
-    tested = run_program(sys.executable, "-m", "mhe_classification.test", out, "--device", "cpu")
+    tested = run_python("-m", "mhe_classification.test", out, "--device", "cpu")
     report = json.loads(tested.stdout)
     assert report["test_error"] == summary["test_error"]
 
@@ -32,8 +32,8 @@ def test_train_test_and_resume(tmp_path, command):
 def test_a_third_partys_regularizer_needs_no_change_here(tmp_path, example_plugin):
     out = tmp_path / "run"
     arguments = ["--regularizer", "minimal_angle", "--hidden-weight", "0.07", "--steps", 3, *TINY]
-    train = (sys.executable, "-m", "mhe_classification.train", "--output", out, *arguments)
-    run_program(*train, env={"PYTHONPATH": str(example_plugin)})
+    train = ("-m", "mhe_classification.train", "--output", out, *arguments)
+    run_python(*train, env={"PYTHONPATH": str(example_plugin)})
     assert records(out)[-1]["penalty"] != 0
 
 
@@ -97,13 +97,13 @@ def test_a_users_error_is_one_message(tmp_path, monkeypatch, command, arguments,
     assert not (tmp_path / "r").exists()
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path, torchrun):
+def test_two_processes_take_the_steps_of_one(tmp_path):
     # Without batch norm, a batch split over processes gives the same gradient.
     arguments = ["-m", "mhe_classification.train", "--data", "digits", "--batch-size", "8"]
     arguments += ["--model", "vit_tiny_patch16_224", "--steps", "3", "--log-every", "1"]
     arguments += ["--device", "cpu", "--regularizer", "mhe", "--output"]
-    run_program(sys.executable, *arguments, tmp_path / "one")
-    torchrun(2, *arguments, tmp_path / "two")
+    run_python(*arguments, tmp_path / "one")
+    run_processes(2, *arguments, tmp_path / "two")
     one, two = (records(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):

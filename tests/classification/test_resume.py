@@ -8,7 +8,8 @@ from mhe_classification.config import ClassificationConfig
 from mhe_classification.train import train
 from mhe_core.training.checkpoint import CheckpointError, load_checkpoint
 from mhe_core.training.loop import TrainingDiverged, TrainingInterrupted
-from support.kills import forked, kill, kill_again_and_again
+from support.forks import forked
+from support.kills import kill, kill_again_and_again
 from support.runs import assert_same_run, records
 
 STEPS = 40

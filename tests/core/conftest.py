@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mhe_core.registry import GROUP
+from support.forks import run_processes
 from torch import nn
 
 
@@ -44,11 +45,11 @@ def write_distribution():
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def found(request, torchrun, tmp_path_factory):
+def found(request, tmp_path_factory):
     """What each of 2 and 3 processes found, for which the test's own file is the program.
 
     It is given a folder, in which the process of rank k saves k.pt.
     """
     folder = tmp_path_factory.mktemp("processes")
-    torchrun(request.param, request.path, folder)
+    run_processes(request.param, request.path, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]

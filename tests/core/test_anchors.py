@@ -51,6 +51,13 @@ def test_the_mean_over_all_draws_is_the_energy_of_all_and_its_gradient(kind):
     torch.testing.assert_close(torch.stack(gradients).mean(0), expected)
 
 
+def test_bounded_gradients_have_the_anchors_of_the_others():
+    model = network()
+    drawing = regularizer_of(model, anchors=2)  # its gradient is clipped
+    torch.testing.assert_close(drawing(), sum(drawing.weighted_terms().values()))
+    assert drawing() != regularizer_of(model)()
+
+
 def test_each_draw_is_as_likely_as_any_other():
     drawing = regularizer_of(network(), anchors=4)
     counts = dict.fromkeys(combinations(range(7), 4), 0)

@@ -14,6 +14,7 @@ import torch
 from mhe_core.cli import main
 from mhe_core.diagnostics import inspect
 from mhe_core.diagnostics.weights import load_state_dict
+from support.forks import run_processes
 from torch import nn
 
 
@@ -117,10 +118,10 @@ class TestDistributedCheckpoints:
         with pytest.raises(ValueError, match=r"key to be one of \['model'\], got 'ema'"):
             load_state_dict(folder, "ema")
 
-    def test_of_several_processes_are_put_together(self, tmp_path, torchrun):
+    def test_of_several_processes_are_put_together(self, tmp_path):
         script = tmp_path / "save.py"
         script.write_text(SAVE_SHARDED)
-        torchrun(2, script, tmp_path)
+        run_processes(2, script, tmp_path)
         want = torch.load(tmp_path / "whole.pt")
         assert same(load_state_dict(tmp_path / "saved"), want)
 

@@ -22,12 +22,12 @@ from mhe_core.cli.inspect import layer_table
 from mhe_core.diagnostics import inspect
 from mhe_core.diagnostics._torch_files import read_torch_file
 from mhe_core.diagnostics.weights import load_state_dict
-from support.programs import run_program
+from support.forks import run_python
 from torch import nn
 
 
 def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    return run_program(sys.executable, "-m", "mhe_core.cli", "inspect", *arguments, status=status)
+    return run_python("-m", "mhe_core.cli", "inspect", *arguments, status=status)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from mhe_core import RegularizerNameError, create_regularizer, list_regularizers
 from mhe_core import registry as registry_module
 from mhe_core.cli import main
 from mhe_core.registry import GROUP, OFFERED, register_regularizer
-from support.programs import run_program, script
+from support.forks import run_python
+from support.programs import script
 from torch import nn
 
 if sys.version_info >= (3, 11):
@@ -17,12 +18,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MODULE = (sys.executable, "-m", "mhe_core.cli")
+MODULE = ("-m", "mhe_core.cli")
 SCRIPT = (script("mhe"),)
 
 
 def mhe(*arguments, command=MODULE, path=""):
-    return run_program(*command, *arguments, env={"PYTHONPATH": str(path)})
+    return run_python(*command, *arguments, env={"PYTHONPATH": str(path)})
 
 
 @pytest.mark.parametrize("command", [MODULE, SCRIPT], ids=["module", "script"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mhe_core import NetworkRegularizer, create_regularizer, hyperspherical_energy
 from mhe_core.testing import check_regularizer
+from support.forks import run_processes
 from torch import Tensor, nn
 
 REFERENCE = np.load(Path(__file__).parent / "reference_energy.npz")
@@ -364,9 +365,9 @@ dist.destroy_process_group()
 """
 
 
-def test_all_ranks_of_a_distributed_run_have_the_same_projections(tmp_path, torchrun):
+def test_all_ranks_of_a_distributed_run_have_the_same_projections(tmp_path):
     (tmp_path / "program.py").write_text(RANKS)
-    torchrun(2, tmp_path / "program.py", tmp_path)
+    run_processes(2, tmp_path / "program.py", tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name in SMALL:
         assert first[name].keys() == second[name].keys()

@@ -19,6 +19,7 @@ from mhe_core.diagnostics import (
     random_angle_density,
     random_energy,
 )
+from support.forks import run_processes
 from torch import Tensor, nn
 
 # Lowest known Σ 1/d on the sphere in R³ (the Thomson problem).
@@ -387,11 +388,11 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_a_model_sharded_by_fsdp_is_read_whole(tmp_path, torchrun):
+def test_a_model_sharded_by_fsdp_is_read_whole(tmp_path):
     pytest.importorskip("torch.distributed.fsdp", reason="FSDP2 needs torch 2.6")
     script = tmp_path / "sharded.py"
     script.write_text(FSDP)
-    torchrun(2, script, tmp_path)
+    run_processes(2, script, tmp_path)
     model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 3))
     model.load_state_dict(torch.load(tmp_path / "weights0.pt"))
     reports = inspect(model)

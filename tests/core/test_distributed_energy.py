@@ -1,6 +1,6 @@
 """Network energies of 2 and 3 processes against those of one.
 
-Run by torchrun, this file is the program whose processes save what they found.
+Run in several processes, this file is the program whose processes save what they found.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 lightning = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 from mhe_core.integrations.lightning import EnergyCallback  # noqa: E402
+from support.forks import run_processes  # noqa: E402
 
 for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -169,10 +170,10 @@ def test_what_it_cannot_do_is_said(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def found(torchrun, tmp_path_factory):
+def found(tmp_path_factory):
     """What two processes found, for which this file is the program."""
     folder = tmp_path_factory.mktemp("processes")
-    torchrun(2, __file__, folder)
+    run_processes(2, __file__, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

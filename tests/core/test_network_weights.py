@@ -14,6 +14,7 @@ from mhe_core import (
     neuron_matrix,
     register_regularizer,
 )
+from support.forks import run_processes
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -113,10 +114,10 @@ class TestWrappers:
         assert list(regularizer.terms()) == ["head"]
         torch.testing.assert_close(regularizer(), 10 * hyperspherical_energy(model.head.weight))
 
-    def test_several_processes(self, tmp_path, torchrun):
+    def test_several_processes(self, tmp_path):
         script = tmp_path / "train.py"
         script.write_text(PARALLEL)
-        torchrun(2, script, tmp_path)
+        run_processes(2, script, tmp_path)
         first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
         assert first["names"] == second["names"] == ["0", "2"]
         # The gradient of the mean of both losses, each with the same penalty.

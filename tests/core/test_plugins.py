@@ -13,7 +13,7 @@ from mhe_core import (
 )
 from mhe_core import registry as plugins_module
 from mhe_core.registry import HyperparameterError, RegularizerNameError
-from support.programs import run_program
+from support.forks import run_python
 from torch import nn
 
 GOOD = '''
@@ -62,7 +62,7 @@ def listed(name):
 
 def in_subprocess(code, path):
     environment = {"PYTHONPATH": str(path)}
-    return run_program(sys.executable, "-c", code, env=environment).stdout.strip()
+    return run_python("-c", code, env=environment).stdout.strip()
 
 
 # What is found
@@ -92,8 +92,8 @@ print(all(bool(layer.weight.grad.any()) for layer in model))
 
 def test_the_example_passes_its_own_tests(example_plugin):
     folder = Path(__file__).parents[1] / "example_plugin"
-    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder)
-    run = run_program(*command, env={"PYTHONPATH": str(example_plugin)})
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", folder)
+    run = run_python(*command, env={"PYTHONPATH": str(example_plugin)})
     assert " passed" in run.stdout
     assert "skipped" not in run.stdout
 

@@ -139,6 +139,14 @@ def test_all_neurons_as_anchors_are_the_whole_in_every_reduction(half_space):
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("half_space", [False, True], ids=["full", "half"])
+@pytest.mark.parametrize("distance", ["euclidean", "angular"])
+def test_the_least_exponents_are_powers_not_the_logarithm(distance, half_space):
+    rows = torch.eye(3, dtype=torch.float64)
+    for s in (5e-324, 1e-300):
+        assert hyperspherical_energy(rows, s=s, distance=distance, half_space=half_space) == 1
+
+
 def test_a_single_neuron_has_no_pairs():
     for reduction, shape in (("mean", ()), ("sum", ()), ("none", (1,))):
         energy = hyperspherical_energy(torch.ones(1, 3), reduction=reduction)

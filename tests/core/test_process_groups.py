@@ -1,6 +1,6 @@
 """Groups of processes that each train a model of their own.
 
-Run by torchrun, this file is the program whose processes save what they found.
+Run in several processes, this file is the program whose processes save what they found.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from mhe_core import NetworkRegularizer
+from support.forks import run_processes
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.algorithms.join import Join
@@ -132,9 +133,9 @@ def main(folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(torchrun, tmp_path_factory):
+def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("groups")
-    torchrun(3, Path(__file__), folder)
+    run_processes(3, Path(__file__), folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(3)]
 
 

@@ -1,6 +1,6 @@
 """Energies of rows that 2 and 3 processes hold against those of all rows in one.
 
-Run by torchrun, this file is the program whose processes save what they found.
+Run in several processes, this file is the program whose processes save what they found.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Networks whose weights are spread over processes, against the same network in one.
 
-Run by torchrun, this file is the program whose processes save what they found.
+Run in several processes, this file is the program whose processes save what they found.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from mhe_core import NetworkRegularizer, hyperspherical_energy, sharded_hyperspherical_energy
+from support.forks import run_processes
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -93,10 +94,10 @@ def main(folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(torchrun, tmp_path_factory):
+def found(tmp_path_factory):
     pytest.importorskip("torch.distributed.fsdp", reason="FSDP2 needs torch 2.6")
     folder = tmp_path_factory.mktemp("sharded")
-    torchrun(2, Path(__file__), folder)
+    run_processes(2, Path(__file__), folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -7,7 +7,8 @@ from mhe_core.training.images import load_images
 from mhe_core.training.processes import make_accelerator
 from mhe_gan.config import GANConfig
 from mhe_gan.train import Trainer
-from support.programs import run_program, script
+from support.forks import run_python
+from support.programs import script
 
 TINY = ("--width", "0.0625", "--batch-size", "16", "--device", "cpu", "--steps", "24")
 TINY += ("--log-every", "5", "--checkpoint-every", "4", "--sample-every", "8")
@@ -17,7 +18,7 @@ TINY += ("--log-every", "5", "--checkpoint-every", "4", "--sample-every", "8")
 def trained(tmp_path_factory):
     """A run that was never interrupted."""
     path = tmp_path_factory.mktemp("trained") / "run"
-    run_program(script("mhe-gan"), "train", "--output", path, *TINY)
+    run_python(script("mhe-gan"), "train", "--output", path, *TINY)
     return path
 
 

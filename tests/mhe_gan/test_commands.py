@@ -9,7 +9,8 @@ from mhe_core.training.checkpoint import CheckpointError
 from mhe_core.training.run import RunError
 from mhe_gan.sample import draw_noise, interpolated_noise, load_generator
 from PIL import Image
-from support.programs import run_program, script
+from support.forks import run_python
+from support.programs import script
 from support.runs import records
 
 
@@ -18,7 +19,7 @@ def classifier(tmp_path_factory):
     """A classifier of digits, trained by the command of the other application."""
     path = tmp_path_factory.mktemp("classifier") / "run"
     arguments = ("train", "--output", path, "--width", "0.125", "--steps", "20", "--device", "cpu")
-    run_program(script("mhe-classification"), *arguments)
+    run_python(script("mhe-classification"), *arguments)
     return path
 
 
@@ -28,7 +29,7 @@ def pixels(path):
 
 
 def test_sample_grid_and_single_images(trained, tmp_path, command):
-    run_program(
+    run_python(
         script("mhe-gan"),
         "sample",
         trained,
@@ -108,7 +109,7 @@ def test_what_is_no_run(trained, tmp_path, command):
 
 def test_test_scores_the_final_generator_with_a_classifier(trained, classifier, command):
     arguments = ("--num-samples", 40, "--feature-extractor", classifier, "--reference", "test")
-    done = run_program(script("mhe-gan"), "test", trained, *arguments)
+    done = run_python(script("mhe-gan"), "test", trained, *arguments)
     report = json.loads((trained / "test.json").read_text())
     assert json.loads(done.stdout) == report
     assert "best" not in report  # no score has chosen one
@@ -144,7 +145,7 @@ def test_compare_makes_a_table_samples_and_curves(tmp_path, classifier, command)
         "--seeds", "0,1", "--steps", 6, "--log-every", 3, "--width", 0.0625, "--batch-size", 16,
         "--num-samples", 30, "--feature-extractor", classifier, "--device", "cpu",
     )  # fmt: skip
-    done = run_program(script("mhe-gan"), *arguments)
+    done = run_python(script("mhe-gan"), *arguments)
     table = (tmp_path / "compare" / "table.md").read_text()
     assert table in done.stdout
     rows = json.loads((tmp_path / "compare" / "table.json").read_text())["methods"]

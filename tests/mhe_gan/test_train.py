@@ -15,6 +15,7 @@ from mhe_gan.config import GANConfig
 from mhe_gan.losses import discriminator_loss, generator_loss
 from mhe_gan.train import train
 from PIL import Image
+from support.forks import run_processes
 from support.kills import kill_again_and_again
 from support.runs import assert_same_run, records
 from torch import nn
@@ -150,9 +151,9 @@ if accelerator.is_main_process:
 """
 
 
-def test_two_processes_keep_the_same_weights(tmp_path, torchrun):
+def test_two_processes_keep_the_same_weights(tmp_path):
     (tmp_path / "program.py").write_text(PROCESSES)
-    torchrun(2, tmp_path / "program.py", tmp_path / "run")
+    run_processes(2, tmp_path / "program.py", tmp_path / "run")
     assert [record["step"] for record in records(tmp_path / "run")] == [2, 4]
     assert (tmp_path / "run" / "samples" / "step000004.png").exists()
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -21,8 +20,8 @@ from sphereface_plus.faces import (
     similarity,
     warp_face,
 )
-from support.kills import forked, kill
-from support.programs import run_program
+from support.forks import forked, run_python
+from support.kills import kill
 
 
 @settings(deadline=None, max_examples=50)
@@ -230,6 +229,6 @@ def test_user_errors_are_named(photographs, tmp_path, problem):
 
 def test_an_error_is_one_line_without_a_traceback(tmp_path):
     arguments = ("--images", tmp_path / "nowhere", "--output", tmp_path / "out")
-    result = run_program(sys.executable, "-m", "sphereface_plus.align", *arguments, status=2)
+    result = run_python("-m", "sphereface_plus.align", *arguments, status=2)
     assert "expected a folder of photographs" in result.stderr
     assert "Traceback" not in result.stderr

@@ -18,7 +18,8 @@ from sphereface_plus.test import main as verify_main
 from sphereface_plus.test import test as verify_run
 from sphereface_plus.train import train
 from sphereface_plus.verification import ten_fold
-from support.programs import run_program, script
+from support.forks import run_python
+from support.programs import script
 
 SMALL = ["--model=sfnet4", "--width=0.1", "--dim=16", "--batch-size=32", "--lr=0.02"]
 PICTURES = ("roc.png", "scores.png", "errors.png")
@@ -40,9 +41,9 @@ def test_raw_photographs_to_a_report(orl, tmp_path, capsys):
     assert "40 images: 40 aligned, 0 without a face" in capsys.readouterr().out
     program = script("sphereface-plus")
     train = ("train", "--data", tmp_path / "aligned", "--output", tmp_path / "run", "--steps=30")
-    run_program(program, *train, *SMALL)
+    run_python(program, *train, *SMALL)
     report_folder = tmp_path / "report"
-    result = run_program(
+    result = run_python(
         program,
         "test",
         tmp_path / "run",

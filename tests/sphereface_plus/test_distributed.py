@@ -6,6 +6,7 @@ from mhe_core.training.checkpoint import load_checkpoint
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.penalty import sharded_energy
 from sphereface_plus.train import train
+from support.forks import run_processes
 from support.runs import records
 
 SETTINGS = {"model": "sfnet4", "width": 0.1, "dim": 8, "lr": 0.05, "batch_size": 32, "steps": 9}
@@ -39,11 +40,11 @@ def assert_alike(run, expected_run):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_two_processes_train_as_one_does(one, tmp_path, torchrun, sharded):
+def test_two_processes_train_as_one_does(one, tmp_path, sharded):
     run = tmp_path / "two"
     command = ["-m", "sphereface_plus.train", *flags(SETTINGS), "--init", one / "start"]
     command += ["--output", run, *(["--shard-classes"] if sharded else [])]
-    torchrun(2, *command)
+    run_processes(2, *command)
     assert_alike(run, one / "run")
     if not sharded:
         return
@@ -53,7 +54,7 @@ def test_two_processes_train_as_one_does(one, tmp_path, torchrun, sharded):
     (run / "checkpoints" / "previous").rename(run / "checkpoints" / "last")
     (run / "summary.json").unlink()
     assert load_checkpoint(run / "checkpoints" / "last")["step"] == 6
-    torchrun(2, *command, "--resume")
+    run_processes(2, *command, "--resume")
     assert_alike(run, one / "run")
 
 

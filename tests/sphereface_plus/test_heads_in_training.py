@@ -10,6 +10,7 @@ from sphereface_plus.config import FaceConfig
 from sphereface_plus.embedding import load_run
 from sphereface_plus.heads.sphereface import MARGINS
 from sphereface_plus.train import train
+from support.forks import run_processes
 
 SMALL = {"model": "sfnet4_bn", "width": 0.1, "dim": 8, "lr": 0.02, "batch_size": 32, "steps": 2}
 STATEFUL = ("adaface", "curricularface")
@@ -119,8 +120,8 @@ def two_batches(name):
     return head.state_dict()
 
 
-def test_state_is_that_of_all_processes_images_and_the_same_in_each(tmp_path, torchrun):
-    torchrun(2, __file__, tmp_path)
+def test_state_is_that_of_all_processes_images_and_the_same_in_each(tmp_path):
+    run_processes(2, __file__, tmp_path)
     for name in STATEFUL:
         ranks = [torch.load(tmp_path / f"{rank}.pt")[name] for rank in range(2)]
         expected = two_batches(name)

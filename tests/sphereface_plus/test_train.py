@@ -12,7 +12,8 @@ from sphereface_plus.config import FaceConfig
 from sphereface_plus.embedding import FaceModel, load_run
 from sphereface_plus.penalty import Penalty
 from sphereface_plus.train import learning_rate, train
-from support.kills import changes, forked, kill
+from support.forks import forked
+from support.kills import changes, kill
 from support.runs import assert_same_run, records, state
 
 SMALL = {"model": "sfnet4", "width": 0.1, "dim": 16, "lr": 0.02, "batch_size": 64}

@@ -1,37 +1,18 @@
-"""Functions in processes that can be killed at a chosen moment."""
+"""Killing processes at a chosen moment."""
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["changes", "forked", "kill", "kill_again_and_again"]
+from support.forks import forked
 
-# Forked from a server which has imported what the tests did: otherwise each start takes seconds.
-PRELOADED = ("mhe_classification.train", "mhe_gan.train", "sphereface_plus.train")
-PRELOADED += ("sphereface_plus.align", "sklearn.model_selection")
-
-
-@contextmanager
-def forked(function: Callable[..., Any], *arguments: Any) -> Iterator[BaseProcess]:
-    """A process that calls the function; at the end of the block it is killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([name for name in PRELOADED if name in sys.modules])
-    process = context.Process(target=function, args=arguments)
-    process.start()
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.join()
+__all__ = ["changes", "kill", "kill_again_and_again"]
 
 
 def kill(process: BaseProcess, when: Callable[[], bool], delay: float = 0.0) -> None:

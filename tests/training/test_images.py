@@ -9,7 +9,7 @@ from mhe_core.training.batches import training_batches
 from mhe_core.training.images import DataError, load_folder, load_images
 from PIL import Image
 from support.downloads import load_slowly
-from support.kills import forked
+from support.forks import forked
 
 
 def write(path, size=(8, 8), mode="RGB", seed=0):

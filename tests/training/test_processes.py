@@ -6,6 +6,8 @@ import pytest
 import torch
 from mhe_core.training.checkpoint import load_checkpoint
 from mhe_core.training.processes import DeviceError, make_accelerator, resolve_device
+from support.forks import run_processes
+from support.programs import run_program, torchrun
 from support.tiny import TinyConfig, records, train
 
 # Trains, then meets a bug; says what accelerate and torch.distributed hold at either's end.
@@ -15,6 +17,8 @@ import torch.distributed as dist
 from mhe_core.network._processes import process
 from mhe_core.training.command import run_command
 from mhe_core.training.processes import make_accelerator
+from support.forks import run_processes
+from support.programs import run_program, torchrun
 from support.tiny import main
 
 sizes = []
@@ -39,17 +43,19 @@ else:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
-def test_torchrun_without_a_gpu_trains_as_one_process_does_and_ends_its_group(tmp_path, torchrun):
+def test_torchrun_without_a_gpu_trains_as_one_process_does_and_ends_its_group(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     settings = {"steps": 4, "log_every": 1, "batch_size": 16}
     flags = ["--steps=4", "--log-every=1", "--batch-size=16", "--device=auto"]
     tests = {"PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
-    # Each in processes of its own: a second group would find the first one's addresses in the
-    # launcher's store.
-    for how in ("good", "bad"):
-        done = torchrun(2, program, how, "--output", tmp_path / how, *flags, env=tests)
-        assert done.stdout.count("ended") == 2
+    done = run_program(
+        *torchrun(2, program, "good", "--output", tmp_path / "good", *flags), env=tests
+    )
+    assert done.stdout.count("ended") == 2
+    # In processes of its own: a second group would find the first one's addresses in the store.
+    for done in run_processes(2, program, "bad", "--output", tmp_path / "bad", *flags):
+        assert "ended" in done.stdout
     train(TinyConfig(output=tmp_path / "one", **settings))
     one, two = (load_checkpoint(tmp_path / name / "checkpoints/last") for name in ("one", "good"))
     torch.testing.assert_close(one["state"]["model"], two["state"]["model"], rtol=1e-5, atol=1e-7)

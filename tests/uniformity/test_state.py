@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mhe_core import create_regularizer
+from support.forks import run_processes
 
 N, D = 12, 6
 STATEFUL = [
@@ -112,8 +113,8 @@ def test_pole_and_network_play_against_each_other(name, sign, half_space):
     assert regularizer.poles.norm().item() == pytest.approx(1)
 
 
-def test_all_ranks_have_the_same_state(torchrun, tmp_path):
-    torchrun(2, Path(__file__), tmp_path)
+def test_all_ranks_have_the_same_state(tmp_path):
+    run_processes(2, Path(__file__), tmp_path)
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for seed in ("drawn", "given"):
         assert (one[seed]["before"] == two[seed]["before"]) == (seed == "given")

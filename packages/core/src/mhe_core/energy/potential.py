@@ -13,6 +13,7 @@ added up is no matter of these files.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import cast
 
@@ -89,7 +90,8 @@ class Riesz(Potential):
         exponent, constants = DISTANCES[self.distance].exponent, self._constants
         if self.s == 0:
             return -exponent * constants.log_factor, 0.0
-        return constants.power_factor, -exponent * self.s
+        # Not 0 for the least s > 0 there are: that would be the logarithm.
+        return constants.power_factor, -exponent * max(self.s, sys.float_info.min)
 
     @property
     def smoothing(self) -> float:  # type: ignore[override]

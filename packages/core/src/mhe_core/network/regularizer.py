@@ -411,7 +411,7 @@ class NetworkRegularizer(nn.Module):
         """The layers with neurons whose gradients will be clipped, and the probes to be added."""
         pairs = [clipped_neurons(layer.neurons, self.clip_factor or math.inf) for layer in layers]
         clipped = [
-            Layer(layer.name, layer.regularizer, neurons)
+            Layer(layer.name, layer.regularizer, neurons, layer.anchors)
             for layer, (neurons, _) in zip(layers, pairs, strict=True)
         ]
         return clipped, [probe for _, probe in pairs]
