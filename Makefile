@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 RUNS ?= runs
 
-.PHONY: demo demo-faces demo-gan test test-all lint format bench docs docs-serve release-check clean
+.PHONY: demo demo-faces demo-gan test test-all test-lowest lint format bench docs docs-serve \
+	release-check clean
 
 demo: $(VENV)/.classification  ## train on the embedded digits with and without MHE: a table, a picture
 	$(BIN)/mhe-classification compare --output $(RUNS)/demo --data digits --model vgg9 --width 0.25 \
@@ -21,13 +22,19 @@ demo-gan: $(VENV)/.mhe_gan  ## train a small GAN on the embedded digits and draw
 	$(BIN)/mhe-gan sample $(RUNS)/demo-gan --num 64 --output $(RUNS)/demo-gan/samples.png
 
 # A process a core, each with whole files of tests, so that what a file sets up is set up once.
-PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile
+TESTS := python -m pytest -q -n logical --maxprocesses 8 --dist loadfile
+PYTEST := $(BIN)/$(TESTS)
 
 test: $(VENV)/.development  ## the fast tests
 	$(PYTEST)
 
 test-all: $(VENV)/.development  ## all tests, the slow ones too
 	$(PYTEST) -m ""
+
+# What the packages declare as the lowest they work with, Python included.
+LOWEST_PYTHON ?= python3.10
+test-lowest: .venv-lowest/.development  ## the fast tests with the lowest versions of everything
+	.venv-lowest/bin/$(TESTS)
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .
@@ -57,7 +64,7 @@ release-check: $(VENV)/.release  ## build, check and install every package, and 
 	$(BIN)/python tools/release_check.py
 
 clean:
-	rm -rf $(VENV) $(RUNS) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest $(RUNS) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -76,6 +83,13 @@ $(VENV)/.mhe_gan: $(BIN)/pip packages/core/pyproject.toml packages/mhe_gan/pypro
 
 $(VENV)/.development: $(BIN)/pip requirements-dev.txt $(wildcard packages/*/pyproject.toml)
 	$(PIP) -r requirements-dev.txt
+	touch $@
+
+.venv-lowest/.development: requirements-dev.txt $(wildcard packages/*/pyproject.toml)
+	$(LOWEST_PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct \
+		-r requirements-dev.txt
 	touch $@
 
 $(VENV)/.documentation: $(VENV)/.development docs/requirements.txt

@@ -186,6 +186,12 @@ def test_an_adapter_that_core_does_not_know_is_left_out_and_says_so():
         weights["up"].neurons()
 
 
+def test_adapters_of_an_older_peft_are_left_out_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(peft, "__version__", "0.13.2")
+    weights = named_weights(adapted(CONFIGS["LoRA"]()))
+    assert weights["up"].problem == "adapters of PEFT before 0.17 are not known"
+
+
 def test_inspect_sees_each_effective_weight_once():
     model = adapted(CONFIGS["LoRA"]())
     merged = inspect(copy.deepcopy(model).merge_and_unload())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mhe_core import NetworkRegularizer, create_regularizer, hyperspherical_energy
 from mhe_core.energy import Gaussian
+from support.versions import FIRST_TORCH
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -105,7 +106,8 @@ def test_learned_projections_break_a_step_once_and_never_compile_again(hidden, i
         found.append(values)
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
     full = [g for g in counter.graphs if any(node.op == "call_function" for node in g.graph.nodes)]
-    assert len(full) == 2  # the loss, and what is done with it and the penalty
+    # The loss, and what is done with it and the penalty; torch 2.6 breaks once more.
+    assert len(full) == (3 if FIRST_TORCH else 2)
     assert counter.frame_count == frames
 
 

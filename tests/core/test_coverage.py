@@ -125,7 +125,7 @@ GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions"
 DETR = {
     "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32,
     "decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "use_timm_backbone": False, "backbone": None,
+    "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None,
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from mhe_core.diagnostics import (
     random_energy,
 )
 from support.forks import run_processes
+from support.versions import fsdp2
 from torch import Tensor, nn
 
 # Lowest known Σ 1/d on the sphere in R³ (the Thomson problem).
@@ -388,8 +389,8 @@ torch.distributed.destroy_process_group()
 """
 
 
+@fsdp2
 def test_a_model_sharded_by_fsdp_is_read_whole(tmp_path):
-    pytest.importorskip("torch.distributed.fsdp", reason="FSDP2 needs torch 2.6")
     script = tmp_path / "sharded.py"
     script.write_text(FSDP)
     run_processes(2, script, tmp_path)

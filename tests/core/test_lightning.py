@@ -23,6 +23,7 @@ lightning = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 from mhe_core.integrations.lightning import EnergyCallback  # noqa: E402
 from support.forks import run_processes  # noqa: E402
+from support.versions import FIRST_TORCH, fsdp2  # noqa: E402
 
 for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -177,7 +178,7 @@ def found(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=fsdp2)])
 def test_two_processes_take_the_steps_of_one(kind, found):
     want, _ = by_hand(**OPTIONS)
     for weights in (each[kind] for each in found):
@@ -194,6 +195,8 @@ def main(folder: Path) -> None:
         ("ddp", Module(), "ddp"),
         ("fsdp2", Sharded(), ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)),
     ):
+        if kind == "fsdp2" and FIRST_TORCH:
+            continue
         callback = EnergyCallback(part="model", **OPTIONS)
         loader = data(4, num_replicas=2, rank=int(os.environ["RANK"]))
         _, module = fit(

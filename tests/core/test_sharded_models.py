@@ -12,6 +12,7 @@ import pytest
 import torch
 from mhe_core import NetworkRegularizer, hyperspherical_energy, sharded_hyperspherical_energy
 from support.forks import run_processes
+from support.versions import FIRST_TORCH
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -22,7 +23,7 @@ CASES = {
     "comhe_random": {"hidden": "comhe_random", "hidden_options": COMHE},
     "not shared": {"hidden": "half_mhe", "share_work": False},
 }
-HOW = ("tensor parallel", "FSDP2")
+HOW = ("tensor parallel", *([] if FIRST_TORCH else ["FSDP2"]))
 
 
 def build() -> nn.Sequential:
@@ -95,7 +96,6 @@ def main(folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    pytest.importorskip("torch.distributed.fsdp", reason="FSDP2 needs torch 2.6")
     folder = tmp_path_factory.mktemp("sharded")
     run_processes(2, Path(__file__), folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]

@@ -97,6 +97,7 @@ def reader(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     before = set(sys.modules), dict(registry._registered), os.environ.copy()
+    registry._registered.clear()  # of names that other tests gave
     yield Reader(command, monkeypatch)
     for name in set(sys.modules) - before[0]:  # what the page itself installed
         file = getattr(sys.modules[name], "__file__", None) or ""

@@ -127,6 +127,8 @@ def _run(
 def _leading(function: Callable[..., Any], *arguments: Any) -> None:
     """Call the function in a session of its own, so that it is killed with its children."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # see programs.heed_signals
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     function(*arguments)
 
 

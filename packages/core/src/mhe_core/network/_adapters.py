@@ -6,6 +6,8 @@ to the weight and says so. Where adapters are disabled or merged, it is the wrap
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,6 +21,8 @@ from mhe_core.network._weight import Weight, dense
 __all__ = ["adapter_weights"]
 
 Step = Callable[[Tensor], Tensor]
+
+LEAST_PEFT = (0, 17)
 
 
 def adapter_weights(
@@ -47,6 +51,10 @@ def adapter_weights(
         return weights
     steps = [step_of(module, adapter) for adapter in adapters]
     weight = weights[name]
+    if outdated(module):
+        problem = f"adapters of PEFT before {'.'.join(map(str, LEAST_PEFT))} are not known"
+        weights[name] = replace(weight, problem=problem)
+        return weights
     if None in steps:
         kind = f"{type(module).__module__}.{type(module).__name__}"
         weights[name] = replace(weight, problem=f"what the adapter {kind} does is not known")
@@ -61,6 +69,13 @@ def adapter_weights(
 
     weights[name] = replace(weight, sources=(*weight.sources, *own), read=effective)
     return weights
+
+
+def outdated(module: nn.Module) -> bool:
+    """Whether the adapter is one of an older PEFT, which computes some adapters differently."""
+    peft = sys.modules.get("peft") if type(module).__module__.startswith("peft.") else None
+    version = getattr(peft, "__version__", "")
+    return tuple(map(int, re.findall(r"\d+", version)[:2] or LEAST_PEFT)) < LEAST_PEFT
 
 
 def active_adapters(module: Any) -> list[str]:
@@ -152,12 +167,16 @@ def boft(module: Any, adapter: str) -> Step:
 
 def ia3(module: Any, adapter: str) -> Step:
     """Inputs or outputs scaled (IA3, Liu et al. 2022, arXiv:2205.05638)."""
-    scale = module.ia3_l[adapter]
+    scale: Tensor = module.ia3_l[adapter]
     by_channel = getattr(module, "_get_ia3_scaling_for_weight", None)
 
     def step(weight: Tensor) -> Tensor:
-        factor: Tensor = scale.T if module.fan_in_fan_out else scale
-        return weight * (factor if by_channel is None else by_channel(scale))
+        if by_channel is not None:
+            factor: Tensor = by_channel(scale)
+            return weight * factor
+        outputs_first = scale.ndim > 2 and not module.is_feedforward  # as PEFT 0.17 merges them
+        turned = module.fan_in_fan_out or outputs_first
+        return weight * (scale.transpose(0, 1) if turned else scale)
 
     return step
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ __all__ = ["Layer", "arguments", "blamed", "layer_energies", "pair_potential_of"
 WORTH_BATCHING = 2**25
 
 
-class Layer(NamedTuple):
+@dataclass
+class Layer:
     """A layer's name, regularizer and neurons ``[N, d]`` or ``[groups, N / groups, d]``.
 
     With anchors ``[M]``, only the pairs of these neurons with all others count.

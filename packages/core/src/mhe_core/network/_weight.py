@@ -100,5 +100,9 @@ def _gathered(tensor: Any) -> Tensor:
     """The whole of a DTensor; its gradient is averaged over processes, as FSDP averages them."""
     from torch.distributed.tensor import Partial
 
-    whole: Tensor = tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
+    mesh = tensor.device_mesh
+    # Their sum, divided: torch 2.6 takes sums for averages where the processes speak by gloo.
+    whole: Tensor = tensor.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if whole.requires_grad:
+        whole.register_hook(lambda gradient: gradient / mesh.size())
     return whole
