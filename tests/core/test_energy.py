@@ -136,7 +136,8 @@ def test_first_and_second_derivatives(s, distance, half_space, convention):
     def anchored(neurons: Tensor) -> Tensor:
         return hyperspherical_energy(neurons, anchors=torch.tensor([0, 3]), **options)
 
-    for function, at in ((energy, neurons), (energy, batch), (anchored, neurons)):
+    several = [(energy, batch), (anchored, neurons)] if s in (0, 3.7) else []
+    for function, at in [(energy, neurons), *several]:
         assert torch.autograd.gradcheck(function, (at,))
         # Of the energy itself: factors drawn anew would now and then raise rounding, which is
         # 1e-5 for gradients of 1e5, above the tolerance.

@@ -24,9 +24,9 @@ from typing import Any
 
 __all__ = ["forked", "run_processes", "run_python"]
 
-# Of these the server imports what the tests did.
-PRELOADED = ("torch", "torch.distributed.tensor.parallel", "mhe_core", "mhe_core.diagnostics")
-PRELOADED += ("mhe_classification.cli", "mhe_gan.cli", "sphereface_plus.cli", "mhe_core.cli")
+# The server imports those whose packages the tests have imported.
+PRELOADED = ("torch.distributed.tensor.parallel", "mhe_core.cli", "mhe_classification.cli")
+PRELOADED += ("mhe_gan.cli", "sphereface_plus.cli", "mhe_uniformity.cli")
 PRELOADED += ("lightning.pytorch", "transformers.trainer", "sklearn.model_selection")
 
 
@@ -34,7 +34,7 @@ PRELOADED += ("lightning.pytorch", "transformers.trainer", "sklearn.model_select
 def forked(function: Callable[..., Any], *arguments: Any) -> Iterator[BaseProcess]:
     """A process that calls the function; at the end of the block it is killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([name for name in PRELOADED if name in sys.modules])
+    context.set_forkserver_preload([n for n in PRELOADED if n.partition(".")[0] in sys.modules])
     process = context.Process(target=_leading, args=(function, *arguments))
     process.start()
     try:
