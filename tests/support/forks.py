@@ -25,8 +25,8 @@ from typing import Any
 __all__ = ["forked", "run_processes", "run_python"]
 
 # The server imports those whose packages the tests have imported.
-PRELOADED = ("torch.distributed.tensor.parallel", "mhe_core.cli", "mhe_classification.cli")
-PRELOADED += ("mhe_gan.cli", "sphereface_plus.cli", "mhe_uniformity.cli")
+PRELOADED = ("torch.distributed.tensor.parallel", "mhe_core.cli", "mhe_classification.compare")
+PRELOADED += ("mhe_gan.compare", "sphereface_plus.compare", "sphereface_plus.align")
 PRELOADED += ("lightning.pytorch", "transformers.trainer", "sklearn.model_selection")
 
 

@@ -6,18 +6,17 @@ import sys
 
 from mhe_core.training.command import dispatch
 
-from mhe_classification import compare, export, predict, test, train
-
 __all__ = ["main"]
+
+COMMANDS = {
+    "train": "mhe_classification.train",
+    "test": "mhe_classification.test",
+    "compare": "mhe_classification.compare",
+    "predict": "mhe_classification.predict",
+    "export": "mhe_classification.export",
+}
 
 
 def main() -> None:
     """Run ``mhe-classification train|test|compare|predict|export``."""
-    commands = {
-        "train": train.main,
-        "test": test.main,
-        "compare": compare.main,
-        "predict": predict.main,
-        "export": export.main,
-    }
-    sys.exit(dispatch("mhe-classification", commands))
+    sys.exit(dispatch("mhe-classification", COMMANDS))

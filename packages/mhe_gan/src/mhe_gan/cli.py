@@ -6,18 +6,17 @@ import sys
 
 from mhe_core.training.command import dispatch
 
-from mhe_gan import compare, sample, score, test, train
-
 __all__ = ["main"]
+
+COMMANDS = {
+    "train": "mhe_gan.train",
+    "sample": "mhe_gan.sample",
+    "test": "mhe_gan.test",
+    "compare": "mhe_gan.compare",
+    "score": "mhe_gan.score",
+}
 
 
 def main() -> None:
     """Run ``mhe-gan train|sample|test|compare|score``."""
-    commands = {
-        "train": train.main,
-        "sample": sample.main,
-        "test": test.main,
-        "compare": compare.main,
-        "score": score.main,
-    }
-    sys.exit(dispatch("mhe-gan", commands))
+    sys.exit(dispatch("mhe-gan", COMMANDS))

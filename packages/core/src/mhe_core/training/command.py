@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
@@ -101,12 +102,13 @@ def _spell_out_mappings(arguments: Sequence[str]) -> list[str]:
     return spelled
 
 
-def dispatch(prog: str, commands: Mapping[str, Callable[[Sequence[str]], object]]) -> int:
+def dispatch(prog: str, commands: Mapping[str, str]) -> int:
     """Run ``prog COMMAND …``; returns the exit status, see :func:`run_command`.
 
     Args:
         prog: the program's name.
-        commands: each command's function of the remaining arguments.
+        commands: the module of each command, whose ``main`` takes the remaining arguments. No
+            other one is imported, as that takes seconds.
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] not in commands:
@@ -116,7 +118,12 @@ def dispatch(prog: str, commands: Mapping[str, Callable[[Sequence[str]], object]
             return 0
         print(f"{prog}: expected a command, got {asked!r}", file=sys.stderr)
         return USER_ERROR
-    return run_command(f"{prog} {arguments[0]}", commands[arguments[0]], arguments[1:])
+    name, *rest = arguments
+
+    def command(arguments: Sequence[str]) -> object:
+        return import_module(commands[name]).main(arguments)
+
+    return run_command(f"{prog} {name}", command, rest)
 
 
 def run_command(
