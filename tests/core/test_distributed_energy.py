@@ -6,6 +6,7 @@ Run in several processes, this file is the program whose processes save what the
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -225,7 +226,7 @@ def test_layers_go_to_the_process_with_least_to_do():
     sizes = [8, 8, 4, 4, 4, 4, 64]
     layers = [Layer(str(k), HalfSpaceMHE(N, 2), torch.ones(N, 2)) for k, N in enumerate(sizes)]
     assert owners(layers, 2) == [0, 1, 0, 1, 0, 1, None]
-    layers[-1] = layers[-1]._replace(regularizer=Orthogonality(64, 2))
+    layers[-1] = replace(layers[-1], regularizer=Orthogonality(64, 2))
     assert owners(layers, 2) == [1, 1, 1, 1, 1, 1, 0]
 
 
