@@ -23,7 +23,12 @@ def grey(levels):
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_sixteen_bit_grey_keeps_its_shades(tmp_path, suffix):
     file = tmp_path / f"deep.{suffix}"
-    Image.fromarray(RAMP.astype(np.uint16) * 257).save(file)
+    values = RAMP.astype(np.uint16) * 257
+    if suffix == "pgm":  # which Pillow before 11 reads and does not write
+        height, width = RAMP.shape
+        file.write_bytes(f"P5 {width} {height} 65535\n".encode() + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(file)
     np.testing.assert_array_equal(read(file), grey(RAMP))
 
 
