@@ -1,13 +1,19 @@
 """Two processes against one: the same batches, the same weights, whole or sharded class vectors."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mhe_core import create_regularizer, hyperspherical_energy, register_regularizer
+from mhe_core.energy import Gaussian
 from mhe_core.training.checkpoint import load_checkpoint
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.penalty import sharded_energy
 from sphereface_plus.train import train
 from support.forks import run_processes
 from support.runs import records
+from torch import nn
 
 SETTINGS = {"model": "sfnet4", "width": 0.1, "dim": 8, "lr": 0.05, "batch_size": 32, "steps": 9}
 SETTINGS |= {"checkpoint_every": 3, "eval_every": 3, "log_every": 3, "device": "cpu"}
@@ -71,5 +77,28 @@ def test_sharded_class_vectors_are_not_clipped(tmp_path):
 @pytest.mark.parametrize(("name", "anchors"), [("comhe_random", "all"), ("mhe", "batch")])
 def test_sharded_class_vectors_take_no_regularizer_that_needs_them_all(tmp_path, name, anchors):
     settings = FaceConfig(output=tmp_path, regularizer=name, anchors=anchors, shard_classes=True)
-    with pytest.raises(ValueError, match="--shard-classes goes with --regularizer mhe"):
-        sharded_energy(name, settings, head=None)
+    with pytest.raises(ValueError, match=f"--shard-classes goes with.* got {name} and {anchors}"):
+        sharded_energy(name, settings, SimpleNamespace(num_classes=30, dim=50))
+
+
+class Uniform(nn.Module):
+    """A third party's."""
+
+    potential = Gaussian(2.0)
+
+    def __init__(self, num_neurons, dim):
+        super().__init__()
+
+    def forward(self, neurons):
+        return hyperspherical_energy(neurons, potential=self.potential)
+
+
+@pytest.mark.parametrize("name", ["mhe", "half_mhe", "uniform"])
+def test_sharded_class_vectors_have_the_energy_of_the_regularizer(tmp_path, monkeypatch, name):
+    registry = sys.modules[register_regularizer.__module__]
+    monkeypatch.setattr(registry, "_registered", {})
+    register_regularizer("uniform", Uniform)
+    settings = FaceConfig(output=tmp_path, regularizer=name, shard_classes=True)
+    energy = sharded_energy(name, settings, SimpleNamespace(num_classes=30, dim=8))
+    vectors = torch.randn(30, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(energy(vectors), create_regularizer(name, 30, 8)(vectors))

@@ -11,9 +11,9 @@ from mhe_core import (
     create_regularizer,
     sharded_hyperspherical_energy,
 )
+from mhe_core.energy import Potential
 from mhe_core.errors import UserError
 from mhe_core.network import clipped_penalty
-from mhe_core.training.naming import own_name
 from torch import Tensor, nn
 
 from sphereface_plus.config import FaceConfig
@@ -94,12 +94,12 @@ def sharded_energy(
     name: str, config: FaceConfig, head: ShardedSphereFaceHead
 ) -> Callable[[Tensor], Tensor]:
     """The exact energy of the class vectors of all processes, given this one's."""
-    own = own_name(name)
-    if own not in ("mhe", "half_mhe") or config.anchors == "batch":
+    regularizer = create_regularizer(name, head.num_classes, head.dim, **config.regularizer_options)
+    potential = getattr(regularizer, "potential", None)
+    if not isinstance(potential, Potential) or config.anchors == "batch":
         raise UserError(
-            "--shard-classes goes with --regularizer mhe, half_mhe or none and --anchors all, "
-            f"got {name} and {config.anchors}"
+            "--shard-classes goes with --anchors all and a --regularizer that is the mean of a "
+            f"potential over pairs, such as mhe and half_mhe, got {name} and {config.anchors}"
         )
-    options = config.regularizer_options
-    create_regularizer(name, head.num_classes, head.dim, **options)  # checks the options
-    return partial(sharded_hyperspherical_energy, half_space=own == "half_mhe", **options)
+    half_space = bool(getattr(regularizer, "half_space", False))
+    return partial(sharded_hyperspherical_energy, potential=potential, half_space=half_space)
