@@ -30,6 +30,7 @@ from mhe_core.energy._tiles import value_and_gradient
 from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.potential import Gaussian, Riesz
 from mhe_core.energy.potential_base import Potential
+from mhe_core.plotting import drawing
 from mhe_core.training.files import write_atomically
 from mhe_core.training.timing import Ratio, hardware, interleaved, report, resident
 from torch import Tensor
@@ -282,27 +283,23 @@ def machine() -> dict[str, object]:
 
 def plot(costs: list[Cost], file: Path) -> None:
     """Time and memory against N, with their limits."""
-    from matplotlib.figure import Figure
-
     N = [cost.N for cost in costs]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    time, memory = figure.subplots(1, 2)
-    time.plot(N, [cost.seconds for cost in costs], "o-", label="energy and gradient")
-    limit = "limit: 1.1 × (from 10,572: 0.95 ×) U·Uᵀ and A·U"
-    time.plot(N, limit_of_time(costs), "k--", label=limit)
-    time.set(ylabel="seconds", title=f"Time, half-space s=2, d = {DIM}")
-    memory.plot(N, [cost.extra for cost in costs], "o-", label="energy and gradient")
-    limits = [cost.gradient + MOST_BEYOND_GRADIENT for cost in costs]
-    limit = f"limit: gradient + {MOST_BEYOND_GRADIENT} MiB"
-    memory.plot(N, limits, "k--", label=limit)
-    memory.axhline(MOST_EXTRA, color="k", ls=":", label=f"limit at 85,742: {MOST_EXTRA} MiB")
-    memory.plot(N, [4 * n * n / MIB for n in N], color="tab:gray", label="one N × N matrix")
-    memory.set(ylabel="MiB", title="Memory beyond the neurons")
-    for axes in (time, memory):
-        axes.set(xscale="log", yscale="log", xlabel="neurons N")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(file, dpi=120)
+    with drawing(file, 11, 4.5) as figure:
+        time, memory = figure.subplots(1, 2)
+        time.plot(N, [cost.seconds for cost in costs], "o-", label="energy and gradient")
+        limit = "limit: 1.1 × (from 10,572: 0.95 ×) U·Uᵀ and A·U"
+        time.plot(N, limit_of_time(costs), "k--", label=limit)
+        time.set(ylabel="seconds", title=f"Time, half-space s=2, d = {DIM}")
+        memory.plot(N, [cost.extra for cost in costs], "o-", label="energy and gradient")
+        limits = [cost.gradient + MOST_BEYOND_GRADIENT for cost in costs]
+        limit = f"limit: gradient + {MOST_BEYOND_GRADIENT} MiB"
+        memory.plot(N, limits, "k--", label=limit)
+        memory.axhline(MOST_EXTRA, color="k", ls=":", label=f"limit at 85,742: {MOST_EXTRA} MiB")
+        memory.plot(N, [4 * n * n / MIB for n in N], color="tab:gray", label="one N × N matrix")
+        memory.set(ylabel="MiB", title="Memory beyond the neurons")
+        for axes in (time, memory):
+            axes.set(xscale="log", yscale="log", xlabel="neurons N")
+            axes.legend()
 
 
 def limit_of_time(costs: list[Cost]) -> list[float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from mhe_core.errors import UserError
+from mhe_core.plotting import drawing
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.compare import (
     Column,
@@ -129,9 +130,6 @@ def plot_samples(comparison: Comparison, file: Path) -> None:
 
     With the same seed, they are of the same noises.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     grids = {
         label: Image.open(max((paths[0] / "samples").glob("step*.png")))
         for label, paths in comparison.paths.items()
@@ -140,14 +138,12 @@ def plot_samples(comparison: Comparison, file: Path) -> None:
     if not grids:
         return
     height = max(grid.height for grid in grids.values())
-    figure = Figure(figsize=(len(grids) * height / 90, height / 90 + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(grids), squeeze=False)[0]
-    for axis, (label, grid) in zip(axes, grids.items(), strict=True):
-        axis.imshow(np.asarray(grid), interpolation="nearest")
-        axis.set_title(label, fontsize=10)
-        axis.set_axis_off()
-    figure.savefig(file, dpi=100)
+    with drawing(file, len(grids) * height / 90, height / 90 + 0.3) as figure:
+        axes = figure.subplots(1, len(grids), squeeze=False)[0]
+        for axis, (label, grid) in zip(axes, grids.items(), strict=True):
+            axis.imshow(np.asarray(grid), interpolation="nearest")
+            axis.set_title(label, fontsize=10)
+            axis.set_axis_off()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from mhe_core.plotting import drawing
 from mhe_core.training.images import ImageSet
 
 from sphereface_plus.pairs import PairSet
 from sphereface_plus.verification import FoldResult, RocResult
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["plot_errors", "plot_roc", "plot_scores", "worst_pairs"]
 
@@ -26,34 +22,34 @@ SCORE = {
 
 def plot_roc(curve: RocResult, file: Path) -> None:
     """True against false positive rate, the latter on a logarithmic axis."""
-    figure, axis = new_figure()
-    # On a logarithmic axis the points at 0 stand at its left end.
-    smallest = curve.false_positive_rate[curve.false_positive_rate > 0].min()
-    axis.step(curve.false_positive_rate.clip(smallest), curve.true_positive_rate, where="post")
-    axis.set_xscale("log")
-    axis.set_xlim(min(smallest, 0.5), 1)
-    axis.set_ylim(0, 1.02)
-    axis.plot(curve.eer, 1 - curve.eer, "o", color="C3", label=f"EER {100 * curve.eer:.2f} %")
-    axis.set_xlabel("false positive rate")
-    axis.set_ylabel("true positive rate")
-    axis.set_title(f"ROC, area {curve.auc:.4f}", fontsize=10)
-    axis.legend(frameon=False, loc="lower right")
-    figure.savefig(file, dpi=110)
+    with drawing(file, 5, 3.8) as figure:
+        axis = figure.subplots()
+        # On a logarithmic axis the points at 0 stand at its left end.
+        smallest = curve.false_positive_rate[curve.false_positive_rate > 0].min()
+        axis.step(curve.false_positive_rate.clip(smallest), curve.true_positive_rate, where="post")
+        axis.set_xscale("log")
+        axis.set_xlim(min(smallest, 0.5), 1)
+        axis.set_ylim(0, 1.02)
+        axis.plot(curve.eer, 1 - curve.eer, "o", color="C3", label=f"EER {100 * curve.eer:.2f} %")
+        axis.set_xlabel("false positive rate")
+        axis.set_ylabel("true positive rate")
+        axis.set_title(f"ROC, area {curve.auc:.4f}")
+        axis.legend(loc="lower right")
 
 
 def plot_scores(result: FoldResult, pairs: PairSet, protocol: str, file: Path) -> None:
     """Histograms of the scores of same and of different pairs, and the range of thresholds."""
-    figure, axis = new_figure()
-    bins = np.linspace(result.scores.min(), result.scores.max(), 61).tolist()
-    axis.hist(result.scores[pairs.same], bins, alpha=0.6, label="same person")
-    axis.hist(result.scores[~pairs.same], bins, alpha=0.6, label="different persons")
-    thresholds = result.threshold if protocol == "sphereface" else -result.threshold
-    axis.axvspan(thresholds.min(), thresholds.max(), color="black", alpha=0.3, lw=1)
-    axis.axvline(thresholds.mean(), color="black", lw=1, label="thresholds")
-    axis.set_xlabel(SCORE[protocol])
-    axis.set_ylabel("pairs")
-    axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9)
-    figure.savefig(file, dpi=110)
+    with drawing(file, 5, 3.8) as figure:
+        axis = figure.subplots()
+        bins = np.linspace(result.scores.min(), result.scores.max(), 61).tolist()
+        axis.hist(result.scores[pairs.same], bins, alpha=0.6, label="same person")
+        axis.hist(result.scores[~pairs.same], bins, alpha=0.6, label="different persons")
+        thresholds = result.threshold if protocol == "sphereface" else -result.threshold
+        axis.axvspan(thresholds.min(), thresholds.max(), color="black", alpha=0.3, lw=1)
+        axis.axvline(thresholds.mean(), color="black", lw=1, label="thresholds")
+        axis.set_xlabel(SCORE[protocol])
+        axis.set_ylabel("pairs")
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
 
 
 def worst_pairs(result: FoldResult, pairs: PairSet, protocol: str) -> dict[str, list[int]]:
@@ -72,23 +68,18 @@ def plot_errors(
     worst: dict[str, list[int]], result: FoldResult, pairs: PairSet, file: Path, rows: int = 8
 ) -> None:
     """The worst pairs side by side with their scores: same ones left, different ones right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     count = max(1, min(rows, max(len(indices) for indices in worst.values())))
-    figure = Figure(figsize=(6.4, 0.5 + 1.3 * count), layout="constrained")
-    FigureCanvasAgg(figure)
-    columns = {"width_ratios": [1, 1, 0.4, 1, 1], "wspace": 0.05}
-    grid = figure.subplots(count, 5, squeeze=False, gridspec_kw=columns)
-    for axis in grid.ravel():
-        axis.set_axis_off()
-    for column, (kind, indices) in zip((0, 3), worst.items(), strict=True):
-        grid[0, column].set_title(
-            f"{len(indices)} {kind} pairs wrong", fontsize=9, loc="left", color="C3"
-        )
-        for row, index in enumerate(indices[:count]):
-            show_pair(grid[row, column : column + 2], pairs, index, float(result.scores[index]))
-    figure.savefig(file, dpi=110)
+    with drawing(file, 6.4, 0.5 + 1.3 * count) as figure:
+        columns = {"width_ratios": [1, 1, 0.4, 1, 1], "wspace": 0.05}
+        grid = figure.subplots(count, 5, squeeze=False, gridspec_kw=columns)
+        for axis in grid.ravel():
+            axis.set_axis_off()
+        for column, (kind, indices) in zip((0, 3), worst.items(), strict=True):
+            grid[0, column].set_title(
+                f"{len(indices)} {kind} pairs wrong", fontsize=9, loc="left", color="C3"
+            )
+            for row, index in enumerate(indices[:count]):
+                show_pair(grid[row, column : column + 2], pairs, index, float(result.scores[index]))
 
 
 def show_pair(axes: np.ndarray, pairs: PairSet, index: int, score: float) -> None:
@@ -121,16 +112,3 @@ def image_name(images: ImageSet, index: int) -> str:
     if images.files:
         return Path(str(images.file(index))).stem
     return images.classes[images.labels[index]]
-
-
-def new_figure() -> tuple[Figure, Axes]:
-    """A figure that needs no display, and its axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure, axis

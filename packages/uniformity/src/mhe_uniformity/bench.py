@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from mhe_core import create_regularizer, list_regularizers
+from mhe_core.plotting import drawing
 from mhe_core.training.files import write_atomically
 from mhe_core.training.timing import hardware, interleaved, resident
 from torch import Tensor
@@ -151,24 +152,20 @@ def _shown(cost: Cost) -> str:
 
 def plot(costs: Sequence[Cost], sizes: Sequence[tuple[int, int]], file: Path) -> None:
     """Time over the products, and memory, a line for each regularizer."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    time, memory = figure.subplots(1, 2)
-    names = list(dict.fromkeys(cost.name for cost in costs))
-    for k, name in enumerate(names):
-        own = [cost for cost in costs if cost.name == name and cost.ratio is not None]
-        where = [sizes.index((cost.N, cost.d)) for cost in own]
-        style = {"color": f"C{k % 10}", "marker": "o^"[k // 10 % 2], "label": name, "lw": 1.2}
-        time.plot(where, [cost.ratio for cost in own], **style)
-        memory.plot(where, [max(cost.memory or 0, 0.1) for cost in own], **style)
-    time.axhline(1, color="black", lw=1, ls="--")
-    time.set(title="value and gradient, over the two products", ylabel="ratio")
-    memory.set(title="peak memory beyond the neurons", ylabel="MiB")
-    for axes in (time, memory):
-        axes.set_xticks(range(len(sizes)), [f"{N}×{d}" for N, d in sizes])
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-    handles, labels = time.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
-    figure.savefig(file, dpi=110)
+    with drawing(file, 11, 4.8) as figure:
+        time, memory = figure.subplots(1, 2)
+        names = list(dict.fromkeys(cost.name for cost in costs))
+        for k, name in enumerate(names):
+            own = [cost for cost in costs if cost.name == name and cost.ratio is not None]
+            where = [sizes.index((cost.N, cost.d)) for cost in own]
+            style = {"color": f"C{k % 10}", "marker": "o^"[k // 10 % 2], "label": name, "lw": 1.2}
+            time.plot(where, [cost.ratio for cost in own], **style)
+            memory.plot(where, [max(cost.memory or 0, 0.1) for cost in own], **style)
+        time.axhline(1, color="black", lw=1, ls="--")
+        time.set(title="value and gradient, over the two products", ylabel="ratio")
+        memory.set(title="peak memory beyond the neurons", ylabel="MiB")
+        for axes in (time, memory):
+            axes.set_xticks(range(len(sizes)), [f"{N}×{d}" for N, d in sizes])
+            axes.set_yscale("log")
+        handles, labels = time.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", fontsize=8)

@@ -17,6 +17,7 @@ from mhe_core.diagnostics import (
     random_angle_density,
 )
 from mhe_core.errors import UserError
+from mhe_core.plotting import drawing
 
 __all__ = ["plot_angles"]
 
@@ -43,11 +44,6 @@ def plot_angles(
     Raises:
         ValueError: if matplotlib is not installed or does not write such files.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("plots need matplotlib: pip install 'mhe-core[plots]'") from error
     finite = [layer for layer in layers if not math.isnan(layer.energy)]
     worst = sorted(finite, key=lambda layer: -layer.excess)[:count]
     if not worst:
@@ -56,16 +52,14 @@ def plot_angles(
     neurons = {name: x for name, x in named_neurons(model_or_state_dict) if name in wanted}
     columns = min(3, len(worst))
     rows = -(-len(worst) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.0 * rows + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, layer in zip(axes, worst, strict=False):
-        draw_layer(axis, layer, neurons[layer.name], half_space)
-    for axis in axes[len(worst) :]:
-        axis.set_visible(False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-    figure.savefig(path, dpi=150)
+    with drawing(path, 4.2 * columns, 3.0 * rows + 0.6) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axis, layer in zip(axes, worst, strict=False):
+            draw_layer(axis, layer, neurons[layer.name], half_space)
+        for axis in axes[len(worst) :]:
+            axis.set_visible(False)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
 def draw_layer(axis: Any, layer: LayerReport, neurons: Tensor, half_space: bool) -> None:
@@ -105,4 +99,3 @@ def draw_layer(axis: Any, layer: LayerReport, neurons: Tensor, half_space: bool)
         f"(random {layer.random_energy:.4g})",
         fontsize=9,
     )
-    axis.spines[["top", "right"]].set_visible(False)
