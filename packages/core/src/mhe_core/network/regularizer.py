@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -17,7 +17,8 @@ from mhe_core.network._anchors import Anchors
 from mhe_core.network._batching import Layer, arguments, blamed, layer_energies
 from mhe_core.network._clipping import bounded_value, clipped_neurons
 from mhe_core.network._coverage import ParameterRole, covered_share, parameter_roles
-from mhe_core.network._output import doubt_about_output, find_output_layers
+from mhe_core.network._output import doubt_about_output
+from mhe_core.network._plan import plan_layers
 from mhe_core.network._processes import (
     averages_gradients,
     check_rows,
@@ -30,18 +31,15 @@ from mhe_core.network._processes import (
 from mhe_core.network._weight import Weight
 from mhe_core.network._wrappers import unwrapped
 from mhe_core.network.neurons import Split, named_weights, weight_at
-from mhe_core.network.patterns import Patterns, matching
+from mhe_core.network.patterns import Patterns
 from mhe_core.network.rules import (
     Kind,
     Rule,
     Rules,
     Schedule,
     check_number,
-    layer_rules,
-    made,
     weight_now,
 )
-from mhe_core.network.selection import cannot_spread, neuron_layers
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -215,49 +213,23 @@ class NetworkRegularizer(nn.Module):
         self._is_same = False  # the model on all processes, as far as it was looked at
         self._told = False  # that weights are not finite
         self._split = split
-        self._outputs = find_output_layers(
-            model, output_layer, required=output is not None, split=split
+        plan = plan_layers(
+            model,
+            hidden=Rule(hidden, hidden_options or {}, origin="hidden=None"),
+            output=Rule(output, output_options or {}, origin="output=None"),
+            output_layer=output_layer,
+            exclude=exclude,
+            include=include,
+            rules=rules,
+            split=split,
         )
-        layers = neuron_layers(model, include, split)
-        layers.update({name: self._weight(name) for name in self._outputs})
-        asked_for = matching(layers, include, "include")
-        if output_layer is not None:
-            asked_for |= set(self._outputs)
-        excluded = matching(layers, exclude, "exclude")
-        as_hidden = Rule(hidden, hidden_options or {}, origin="hidden=None")
-        as_output = Rule(output, output_options or {}, origin="output=None")
-        roles = {name: as_output if name in self._outputs else as_hidden for name in layers}
-        chosen = layer_rules(layers, roles, rules)
-
+        self._outputs, self._reasons = plan.output_layers, plan.left_out
+        self._names = list(plan.regularizers)
+        self._own_weights = plan.weights
         self.regularizers = nn.ModuleDict()
-        self._reasons: dict[str, str] = {}
-        taken: dict[Hashable, str] = {}
-        # Output layers first, as this is where a weight that they share is to be counted.
-        for name in sorted(layers, key=lambda name: name not in self._outputs):
-            weight, rule = layers[name], chosen[name]
-            if rule.kind is None:
-                self._reasons[name] = rule.origin
-                continue
-            if name in excluded:
-                self._reasons[name] = "excluded"
-                continue
-            if weight.identity in taken:
-                self._reasons[name] = f"shares the weight of {taken[weight.identity]!r}"
-                continue
-            neurons = weight.neurons()
-            *_, N, d = neurons.shape
-            if N < 2:
-                self._reasons[name] = "fewer than two neurons, or than two in a group"
-                continue
-            regularizer = made(rule, N, d)
-            if name not in asked_for and (reason := cannot_spread(regularizer, N, d)):
-                self._reasons[name] = reason
-                continue
-            taken[weight.identity] = name
-            self.regularizers[key(name)] = regularizer.to(neurons.device)
-            self._anchors.add(name, regularizer, N)
-        self._names = [name for name in layers if key(name) in self.regularizers]
-        self._own_weights = {name: chosen[name].weight for name in self._names}
+        for name, regularizer in plan.regularizers.items():
+            self.regularizers[key(name)] = regularizer
+            self._anchors.add(name, regularizer, plan.num_neurons[name])
         self._last: tuple[list[str], Tensor] | None = None
         self._scheduled: dict[str, Tensor] = {}
         if self._anchors or any(callable(self._weight_of(name)) for name in self._names):
