@@ -28,6 +28,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "comhe_angle": {"projection_dim": 2},
     "comhe_adversarial": {"projection_dim": 2},
     "comhe_group": {"group_dim": 2, "num_groups": 8},
+    # The pole as fast as the neurons, whose steps here do not shrink with the published weight.
+    "mhc": {"inner_weight": 1.0},
 }
 
 matplotlib.rcParams.update(

@@ -56,6 +56,15 @@ def normal(*shape, seed=0, **options):
     return torch.randn(shape, generator=torch.manual_seed(seed), **options)
 
 
+@every_variant
+def test_whether_lengths_matter_is_said(name, options):
+    regularizer = create_regularizer(name, 8, 5, **options).double()
+    neurons = normal(8, 5, dtype=torch.float64)
+    lengths = torch.linspace(0.5, 2, 8, dtype=torch.float64).unsqueeze(1)
+    changes = [(regularizer(k * lengths * neurons) - regularizer(k * neurons)) for k in (0.03, 1)]
+    assert any(change.abs() > 1e-9 for change in changes) == regularizer.depends_on_lengths
+
+
 def test_every_installed_name_is_tested():
     ours = {info.name for info in list_regularizers() if info.distribution == "mhe-uniformity"}
     assert ours == {name for name, _ in VARIANTS}

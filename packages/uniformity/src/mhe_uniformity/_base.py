@@ -28,6 +28,7 @@ class Published(Regularizer):
         published_output_weight: the factor in the output layer.
         published_output_options: hyperparameters that differ in the output layer.
         variants: what ``variant`` can be.
+        directional: those of them that see directions only, whatever the neurons' lengths.
     """
 
     paper: ClassVar[str]
@@ -35,11 +36,17 @@ class Published(Regularizer):
     published_output_weight: ClassVar[float | None] = None
     published_output_options: ClassVar[dict[str, Any]] = {}
     variants: ClassVar[tuple[str, ...]] = ("paper", "released")
+    directional: ClassVar[tuple[str, ...]] = ("paper",)
 
     def __init__(self, num_neurons: int, dim: int, *, variant: str = "paper") -> None:
         super().__init__(num_neurons, dim)
         check_choice("variant", variant, self.variants)
         self.variant = variant
+
+    @property
+    def depends_on_lengths(self) -> bool:  # type: ignore[override]
+        """By what a program adds to norms, or leaves undivided by them."""
+        return self.variant not in self.directional
 
     def forward(self, neurons: Tensor) -> Tensor:
         """Scalar loss of the neurons ``[..., N, d]``, the mean over leading dimensions.

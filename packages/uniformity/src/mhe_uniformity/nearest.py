@@ -159,6 +159,7 @@ class MMA(NearestNeighbourMean):
     paper = "Wang et al., NeurIPS 2020, arXiv 2006.06527"
     published_weight = 0.07
     published_output_weight = 0.07
+    directional = ("paper", "released")
 
     def pair_loss(self, w: Tensor, v: Tensor, limits: torch.finfo) -> Tensor:
         """Minus the angles."""
@@ -178,6 +179,9 @@ class RegularFace(NearestNeighbourMean):
     the authors' program. The programs of the authors and of pytorch-metric-learning agree with
     the formula, so that both variants are the same.
 
+    A cosine's slope is the sine of the angle, so that neurons next to each other are hardly pushed
+    apart: up to d + 1 neurons become a simplex, but of many more than d some come to coincide.
+
     Args:
         num_neurons: N, the number of neurons of the layer.
         dim: d, their dimension.
@@ -196,6 +200,7 @@ class RegularFace(NearestNeighbourMean):
     paper = "Zhao et al., CVPR 2019"
     published_weight = 10.0
     published_output_weight = 10.0
+    directional = ("paper", "released")
 
     def pair_loss(self, w: Tensor, v: Tensor, limits: torch.finfo) -> Tensor:
         """The cosines."""
@@ -232,6 +237,7 @@ class KoLeo(NearestNeighbourMean):
     published_weight = 0.05
     published_output_weight = 0.05
     variants = ("paper", "lightly", "spreadingvectors")
+    directional = variants
 
     def loss(self, x: Tensor) -> Tensor:
         """Of one matrix ``[N, d]``."""

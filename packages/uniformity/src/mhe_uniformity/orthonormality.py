@@ -51,6 +51,7 @@ class SO(Published):
 
     paper = "Bansal et al., NeurIPS 2018, arXiv 1810.09102"
     variants = ("paper",)
+    directional = ()
 
     def loss(self, x: Tensor) -> Tensor:
         """Of one matrix ``[N, d]``."""
@@ -85,6 +86,7 @@ class DSO(Published):
 
     paper = "Bansal et al., NeurIPS 2018, arXiv 1810.09102"
     variants = ("paper",)
+    directional = ()
 
     def __init__(
         self, num_neurons: int, dim: int, *, variant: str = "paper", squared: bool = True
@@ -136,6 +138,7 @@ class MC(Published):
 
     paper = "Bansal et al., NeurIPS 2018, arXiv 1810.09102"
     variants = ("paper",)
+    directional = ()
 
     def __init__(
         self, num_neurons: int, dim: int, *, variant: str = "paper", side: str = "smaller"

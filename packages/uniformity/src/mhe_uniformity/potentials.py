@@ -98,6 +98,7 @@ class HUG(Published):
     paper = "ICLR 2023, arXiv 2303.06484"
     published_weight = 1.0
     published_output_weight = 1.0
+    directional = ("paper", "released")
 
     def loss(self, x: Tensor) -> Tensor:
         """Of one matrix ``[N, d]``."""

@@ -56,6 +56,7 @@ class SRIP(Seeded):
     published_weight = 0.01
     published_output_weight = 0.01
     variants = ("paper", "exact", "imagenet", "wideresnet", "keras")
+    directional = ()
     sides: ClassVar[dict[str, str]] = {
         "paper": "smaller",
         "exact": "dims",
