@@ -168,3 +168,9 @@ def test_blocks_are_found():
     first, second = pages.blocks_of(f"a\n\n{shell}\n{python}")
     assert (first.mark, pages.commands_of(first.text)) == ("slow", [["mhe", "list", "--json"]])
     assert second == Block(13, "python", "a.py", "", "x = 1\n", "x\n")
+
+
+@pytest.mark.parametrize("info", registry.list_regularizers(), ids=lambda info: info.name)
+def test_help_of_a_regularizer_has_its_formula(info):
+    if info.distribution.startswith("mhe-"):
+        assert ".. math::" in registry.find_regularizer(info.name)[1].__doc__

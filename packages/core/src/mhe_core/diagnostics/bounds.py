@@ -50,9 +50,16 @@ LARGEST_LOG = math.log(sys.float_info.max)
 def lower_bound(
     N: int, d: int, s: float = 2.0, distance: DistanceName = "euclidean", half_space: bool = False
 ) -> float:
-    """An energy that no configuration of N directions in d dimensions can go below.
+    r"""An energy that no configuration of N directions in d dimensions can go below.
 
-    Which bound this is, and when it is attained, is in the description of this module.
+    For N ≤ d + 1 and the chord, it is that of the simplex,
+
+    .. math:: f\Bigl(\sqrt{2 + 2 / (N - 1)}\Bigr), \qquad f(z) = z^{-s}, \; \log (1/z) \;(s = 0),
+
+    in half space and N ≤ d that of orthogonal axes. Beyond, it is the universal lower bound of
+    spherical codes (Boyvalenkov et al., Constructive Approximation 44, 2016), in half space one
+    from Welch's (1974); for angles, from the largest mean angle. All are derived in the description
+    of this module, :mod:`mhe_core.diagnostics.bounds`.
 
     Args:
         N: number of neurons, at least 1.

@@ -24,7 +24,12 @@ def feature_energy(
     potential: Potential | None = None,
     group: Any = None,
 ) -> Tensor:
-    """Mean potential of the directions of a batch's features, over all processes' batches.
+    r"""Mean potential of the directions of a batch's features, over all processes' batches.
+
+    .. math:: E = \frac{1}{B (B - 1)} \sum_{i \ne j} f(z_{ij})
+
+    over all B features, as :func:`mhe_core.hyperspherical_energy` (Liu et al., NeurIPS 2018,
+    arXiv 1805.09298) has it of neurons.
 
     Where ``torch.distributed`` is initialized, every pair of all processes' features counts, and
     none gathers them: they go round a ring. All processes of the group have to call it. The value
@@ -100,11 +105,15 @@ def class_uniformity(
     potential: Potential | None = None,
     group: Any = None,
 ) -> Tensor:
-    """Energy of the classes' mean directions, a metric: lower is more uniform.
+    r"""Energy of the classes' mean directions, a metric: lower is more uniform.
 
-    The mean of a class is that of its features' directions, over all processes; classes of which
-    no process has a feature do not count. The least energy of C classes in d ≥ C − 1 dimensions is
-    that of the simplex, to which neural collapse leads (Papyan et al., PNAS 2020).
+    .. math:: E = \frac{1}{C (C - 1)} \sum_{k \ne l} f(z_{kl}), \qquad
+        m_k = \operatorname{mean}_{i : y_i = k} u_i,
+
+    with z the chord or angle of two of the m's directions, and u the features' directions on all
+    processes; classes of which no process has a feature do not count. The least energy of C
+    classes in d ≥ C − 1 dimensions is that of the simplex, to which neural collapse leads (Papyan
+    et al., PNAS 2020, arXiv 2008.08186).
 
     Args:
         features: this process's ``[B, d]``; all processes of the group have to call it.

@@ -41,7 +41,13 @@ def hyperspherical_energy(
 ) -> Tensor:
     r"""Mean potential of the neurons' directions on the unit sphere, by default Riesz's.
 
-    Liu et al., NeurIPS 2018, eq. 1 (full space) and section 3.2 (half space).
+    .. math:: E = \frac{1}{N (N - 1)} \sum_{i \ne j} f(z_{ij}), \qquad f(z) = z^{-s},
+        \qquad f(z) = \log \frac{1}{z} \;(s = 0),
+
+    with z the chord :math:`\lVert u_i - u_j \rVert` or the angle :math:`\arccos u_i^\top u_j` of
+    directions :math:`u_i = w_i / \lVert w_i \rVert`; in half space the mean is over the pairs of
+    the 2N directions :math:`\pm u_i`. Liu et al., NeurIPS 2018, arXiv 1805.09298, eq. 1 (full
+    space; there the sum) and section 3.2 (half space).
 
     Args:
         neurons: the neurons as rows, ``[..., N, d]``, floating point, on any device. Leading
@@ -112,8 +118,11 @@ def sharded_hyperspherical_energy(
     potential: Potential | None = None,
     group: Any = None,
 ) -> Tensor:
-    """Exact energy of the neurons of all processes, each of which holds some of the rows.
+    r"""Exact energy of the neurons of all processes, each of which holds some of the rows.
 
+    .. math:: E = \frac{1}{N (N - 1)} \sum_{i \ne j} f(z_{ij}), \qquad N = \sum_r N_r
+
+    as in :func:`mhe_core.hyperspherical_energy` (Liu et al., NeurIPS 2018, arXiv 1805.09298).
     A collective operation: all processes of the group have to call it, with the same options. The
     value is the same on all. The gradient is that of the whole energy with respect to this
     process's rows, which are its alone: it is not to be averaged over processes.

@@ -33,10 +33,13 @@ LARGEST_VALUE = 1000.0
 def clipped_penalty(
     penalty: Callable[[Tensor], Tensor], neurons: Tensor, clip_factor: float = 1.0
 ) -> Tensor:
-    """``penalty(neurons)``, a scalar, bounded as :class:`NetworkRegularizer` bounds its own.
+    r"""``penalty(neurons)``, a scalar, bounded as :class:`NetworkRegularizer` bounds its own.
 
-    For penalties on neurons that no module holds as a whole, such as class vectors that are shared
-    out over processes.
+    .. math:: g \leftarrow g \cdot \min(1, \tau \lVert w \rVert / \lVert g \rVert)
+
+    for the gradient g with respect to each neuron w (Brock et al. 2021, arXiv 2102.06171). For
+    penalties on neurons that no module holds as a whole, such as class vectors that are shared out
+    over processes.
 
     Args:
         penalty: the weighted energy of the neurons.

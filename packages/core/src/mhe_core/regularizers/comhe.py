@@ -193,7 +193,13 @@ class CoMHE(MHE):
 
 
 class RandomCoMHE(CoMHE):
-    """Mean energy over random Gaussian projections (Lin et al., CVPR 2020).
+    r"""Mean energy over random Gaussian projections (Lin et al., CVPR 2020).
+
+    .. math:: \frac1P \sum_{p=1}^P E(Q_p w_1, \dots, Q_p w_N), \qquad
+        Q_p \in \mathbb{R}^{k \times d},
+
+    E the energy of :func:`mhe_core.hyperspherical_energy`, in half space by default. arXiv
+    1906.04892.
 
     The projections are redrawn every ``redraw_interval`` updates, as a pure function of the seed
     and the number of redraws (and, but for the first, the type of the device). These are in the
@@ -350,7 +356,12 @@ def _(projection: Tensor, updates: Tensor, seed: int, interval: int) -> None:
 
 
 class GroupCoMHE(CoMHE):
-    """Mean energy over groups of dimensions (Lin et al., CVPR 2020).
+    r"""Mean energy over groups of dimensions (Lin et al., CVPR 2020).
+
+    .. math:: \frac{1}{|G|} \sum_{g \in G} E(w_{1,g}, \dots, w_{N,g}),
+
+    :math:`w_{i,g}` the components of a neuron in group g, E the energy of
+    :func:`mhe_core.hyperspherical_energy`, in half space by default. arXiv 1906.04892.
 
     The d dimensions are split at random into groups, once; the energies of the neurons' sub-vectors
     are averaged. The buffer ``projection`` has the indices of the dimensions of each group,

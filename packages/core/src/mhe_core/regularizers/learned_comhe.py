@@ -111,7 +111,13 @@ class LearnedCoMHE(CoMHE):
 
 
 class AnglePreservingCoMHE(LearnedCoMHE):
-    """Energy after a projection that is trained to preserve the neurons' angles.
+    r"""Energy after a projection that is trained to preserve the neurons' angles.
+
+    .. math:: E(Q w_1, \dots, Q w_N), \qquad
+        Q = \arg\min_P \lVert C(P w) - C(w) \rVert_F,
+
+    C the matrix of cosines, E the energy of :func:`mhe_core.hyperspherical_energy`, in half space
+    by default. arXiv 1906.04892.
 
     The projection minimises the Frobenius norm of the change of the neurons' cosines, see
     :func:`mhe_core.regularizers.projections.angle_objective`. It is the buffer ``projection``,
@@ -148,7 +154,11 @@ class AnglePreservingCoMHE(LearnedCoMHE):
 
 
 class AdversarialCoMHE(LearnedCoMHE):
-    """Energy after a projection that is trained, as an adversary, to maximise it.
+    r"""Energy after a projection that is trained, as an adversary, to maximise it.
+
+    .. math:: \min_w \max_P E(P w_1, \dots, P w_N)
+
+    Lin et al., CVPR 2020, arXiv 1906.04892.
 
     The projection ascends the *full-space* energy of the projected neurons, while the network
     descends their half-space energy (with the default ``half_space=True``). All else, arguments

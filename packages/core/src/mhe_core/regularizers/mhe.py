@@ -14,7 +14,14 @@ __all__ = ["MHE", "HalfSpaceMHE"]
 
 
 class MHE(Regularizer):
-    """Minimum hyperspherical energy: full-space energy (Liu et al., NeurIPS 2018, eq. 1).
+    r"""Minimum hyperspherical energy: full-space energy (Liu et al., NeurIPS 2018, eq. 1).
+
+    .. math:: \frac{1}{N (N - 1)} \sum_{i \ne j} \lVert u_i - u_j \rVert^{-s}, \qquad
+        u_i = w_i / \lVert w_i \rVert,
+
+    for s = 0 with :math:`\log (1 / \lVert u_i - u_j \rVert)`, for ``distance="angular"`` with the
+    angle in place of the chord; see :func:`mhe_core.hyperspherical_energy`. arXiv 1805.09298;
+    published weights: 1 in hidden layers, 10 in the output layer.
 
     Args:
         num_neurons: N, the number of neurons of the layer.
@@ -82,10 +89,21 @@ class MHE(Regularizer):
 
 
 class HalfSpaceMHE(MHE):
-    """Half-space energy: every neuron also counts with its antipode (NeurIPS 2018, section 3.2).
+    r"""Half-space energy: every neuron also counts with its antipode (NeurIPS 2018, section 3.2).
+
+    .. math:: \frac{1}{2N (2N - 1)} \sum_{i \ne j} \lVert v_i - v_j \rVert^{-s}, \qquad
+        v = (u_1, \dots, u_N, -u_1, \dots, -u_N)
+
+    Liu et al., arXiv 1805.09298; published weight: 1 in hidden layers.
 
     Two collinear neurons are redundant in a hidden layer even where they point in opposite
     directions; here they repel each other. Arguments and errors are those of :class:`MHE`.
+
+    Example:
+        >>> import torch
+        >>> from mhe_core import create_regularizer
+        >>> create_regularizer("half_mhe", num_neurons=3, dim=3)(torch.eye(3))  # orthogonal axes
+        tensor(0.4500)
     """
 
     half_space = True
