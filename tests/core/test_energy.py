@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mhe_core import hyperspherical_energy
+from support.devices import ON_EVERY_DEVICE
 from torch import Tensor
 
 POWERS = (0, 0.5, 1, 2, 3.7)
@@ -68,7 +69,7 @@ def turned(u: Tensor, v: Tensor, chord: float) -> Tensor:
 def assert_energy_is_that_of_the_loop(
     energy: Tensor, neurons: Tensor, s: float, distance: str, half_space: bool, **anchors: list[int]
 ) -> None:
-    batch = neurons.detach().reshape(-1, *neurons.shape[-2:]).double().numpy()
+    batch = neurons.detach().reshape(-1, *neurons.shape[-2:]).double().cpu().numpy()
     for got, w in zip(energy.detach().reshape(-1).tolist(), batch, strict=True):
         want, scale = energy_by_loop(w, s, distance, half_space, **anchors)
         assert abs(got - want) <= TOLERANCE[energy.dtype] * scale
@@ -79,8 +80,9 @@ def assert_energy_is_that_of_the_loop(
 @SPACES
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("s", POWERS)
-def test_equals_the_loop_over_pairs(s, distance, half_space, dtype, batch):
-    neurons = neurons_with_a_close_pair(*batch, 7, 5, dtype=dtype)
+@ON_EVERY_DEVICE
+def test_equals_the_loop_over_pairs(device, s, distance, half_space, dtype, batch):
+    neurons = neurons_with_a_close_pair(*batch, 7, 5, dtype=dtype).to(device)
     options = {"s": s, "distance": distance, "half_space": half_space}
     energy = hyperspherical_energy(neurons, **options)
     assert energy.shape == batch
@@ -93,8 +95,10 @@ def test_equals_the_loop_over_pairs(s, distance, half_space, dtype, batch):
 
 @pytest.mark.parametrize("chord", [0.01, 0.05, 0.22, 0.23, 0.49, 0.51, 0.9, 1.9, 1.99])
 @pytest.mark.parametrize("d", [2, 3, 16, 300])
-def test_single_pairs_are_accurate_at_every_chord(d, chord):
+@ON_EVERY_DEVICE
+def test_single_pairs_are_accurate_at_every_chord(device, d, chord):
     neurons = neurons_with_a_close_pair(40, 4, d, dtype=torch.float32, chord=chord)[:, 2:]
+    neurons = neurons.to(device)
     for s in (0, 1, 2, 8):
         for distance in DISTANCES:
             energy = hyperspherical_energy(neurons, s=s, distance=distance)
@@ -105,8 +109,11 @@ def test_single_pairs_are_accurate_at_every_chord(d, chord):
 @SPACES
 @pytest.mark.parametrize(("s", "distance"), [(0, "euclidean"), (2, "euclidean"), (1, "angular")])
 @pytest.mark.parametrize("shape", [(40, 600), (1100, 6)], ids=str)
-def test_large_layers_have_the_value_and_slope_of_the_loop(shape, s, distance, half_space, dtype):
-    neurons = neurons_with_a_close_pair(*shape, dtype=dtype, chord=0.1).requires_grad_()
+@ON_EVERY_DEVICE
+def test_large_layers_have_the_value_and_slope_of_the_loop(
+    device, shape, s, distance, half_space, dtype
+):
+    neurons = neurons_with_a_close_pair(*shape, dtype=dtype, chord=0.1).to(device).requires_grad_()
     energy = hyperspherical_energy(neurons, s=s, distance=distance, half_space=half_space)
     if shape[0] < 100:
         assert_energy_is_that_of_the_loop(energy, neurons, s, distance, half_space)
@@ -114,7 +121,7 @@ def test_large_layers_have_the_value_and_slope_of_the_loop(shape, s, distance, h
 
     direction = torch.nn.functional.normalize(gradient.double(), dim=(0, 1))
     step = 1e-5 * direction / direction.abs().max()
-    ends = [(neurons.detach().double() + sign * step).numpy() for sign in (1, -1)]
+    ends = [(neurons.detach().double() + sign * step).cpu().numpy() for sign in (1, -1)]
     up, down = (energy_by_loop(w, s, distance, half_space)[0] for w in ends)
     assert abs((up + down) / 2 - energy.item()) <= 2e-5 * abs(energy.item())
     slope = (gradient.double() * step).sum().item()

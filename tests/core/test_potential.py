@@ -16,12 +16,8 @@ from mhe_core.energy import Gaussian, Potential, Riesz, _pairs, _tiles
 from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.potential import DISTANCES, potential_with
 from mhe_core.energy.reference import definition
+from support.devices import ON_EVERY_DEVICE
 from torch import Tensor, nn
-
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.cuda),
-]
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ def test_every_reduction_is_that_of_a_loop(potential, half_space):
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@ON_EVERY_DEVICE
 @SPACES
 @pytest.mark.parametrize("potential", POTENTIALS, ids=repr)
 def test_tiles_and_anchors_are_those_of_the_definition(potential, half_space, device):

@@ -16,6 +16,7 @@ from mhe_core.energy import _tiles as tiles
 from mhe_core.energy import reference
 from mhe_core.energy._autograd import tiled_energy
 from mhe_core.energy.pair_potential import PairPotential
+from support.devices import ON_EVERY_DEVICE
 from support.programs import run_program
 from torch import Tensor, nn
 
@@ -49,13 +50,15 @@ HALF_SPACE = Riesz(2.0, "euclidean", True, "paper")
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Several tiles for a few neurons, the last ones smaller, and a few near pairs at a time."""
-    monkeypatch.setattr(tiles, "ROWS_ON_CPU", 5)
-    monkeypatch.setattr(tiles, "ENTRIES_ON_CPU", 50)
+    for name, value in (("ROWS_ON_CPU", 5), ("ENTRIES_ON_CPU", 50), ("ROWS", 5), ("ENTRIES", 50)):
+        monkeypatch.setattr(tiles, name, value)
     monkeypatch.setattr(pairs, "DIFFERENCES", 20)
     monkeypatch.setattr(pairs, "WORTH_SPLITTING", 40)
 
 
-def layer(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+def layer(
+    *shape: int, dtype: torch.dtype = torch.float64, seed: int = 0, device: str = "cpu"
+) -> Tensor:
     """Neurons of different lengths, with near neighbours, near antipodes and a zero row."""
     w = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     N = shape[-2]
@@ -63,7 +66,7 @@ def layer(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Ten
         w[..., i, :] = sign * w[..., j, :] + 0.1 * w[..., i, :]
     w[..., N // 3, :] = 0
     w *= torch.logspace(-2, 2, N, dtype=torch.float64)[torch.randperm(N)].unsqueeze(1)
-    return w.to(dtype).requires_grad_()
+    return w.to(device, dtype).requires_grad_()
 
 
 def slope(energy: Tensor, neurons: Tensor) -> Tensor:
@@ -89,30 +92,34 @@ def assert_as_defined(neurons: Tensor, riesz: Riesz, anchors: Tensor | None = No
 
 
 @EVERY
+@ON_EVERY_DEVICE
 @pytest.mark.usefixtures("small_tiles")
-def test_tiles_add_up_to_the_definition(riesz):
+def test_tiles_add_up_to_the_definition(riesz, device):
     for shape in ((13, 4), (16, 3), (6, 300), (3, 4, 7), (2, 3, 11, 4)):
-        assert_as_defined(layer(*shape), riesz)
+        assert_as_defined(layer(*shape, device=device), riesz)
 
 
 @EVERY
+@ON_EVERY_DEVICE
 @pytest.mark.usefixtures("small_tiles")
-def test_anchors_are_those_of_the_definition(riesz):
+def test_anchors_are_those_of_the_definition(riesz, device):
     for anchors in ([12, 0, 7, 3, 5, 6, 9], [4], [2, 2, 8], range(13)):
-        assert_as_defined(layer(2, 13, 4), riesz, torch.tensor(list(anchors)))
+        assert_as_defined(layer(2, 13, 4, device=device), riesz, torch.tensor(list(anchors)))
 
 
 @EVERY
-def test_a_single_tile_is_the_definition(riesz):
+@ON_EVERY_DEVICE
+def test_a_single_tile_is_the_definition(riesz, device):
     for shape in ((40, 12), (3, 9, 5)):
-        assert_as_defined(layer(*shape), riesz)
+        assert_as_defined(layer(*shape, device=device), riesz)
         if riesz.convention == "paper":  # the other's cosines of near pairs have too few digits
-            assert_as_defined(layer(*shape, dtype=torch.float32), riesz)
+            assert_as_defined(layer(*shape, dtype=torch.float32, device=device), riesz)
 
 
+@ON_EVERY_DEVICE
 @pytest.mark.parametrize("half_space", [False, True], ids=["full", "half"])
-def test_large_layers_have_several_tiles_and_the_energy_of_the_definition(half_space):
-    neurons = layer(1100, 48, dtype=torch.float32)
+def test_large_layers_have_several_tiles_and_the_energy_of_the_definition(half_space, device):
+    neurons = layer(1100, 48, dtype=torch.float32, device=device)
     assert_as_defined(neurons, Riesz(2.0, "euclidean", half_space, "paper"))
     assert_as_defined(neurons, Riesz(1.0, "angular", half_space, "paper"))
 
