@@ -1,8 +1,17 @@
 import pytest
 import torch
 from mhe_core.registry import GROUP
+from support.devices import as_on_an_accelerator
 from support.forks import run_processes
 from torch import nn
+
+
+@pytest.fixture
+def device(request, monkeypatch) -> str:
+    """A device of ON_EVERY_DEVICE."""
+    if request.param.endswith("accelerator"):
+        as_on_an_accelerator(monkeypatch)
+    return request.param.split()[0]
 
 
 @pytest.fixture

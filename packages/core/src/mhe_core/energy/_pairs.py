@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mhe_core.energy._waits import Doubt
 from mhe_core.energy.pair_potential import PairPotential, steepest_derivative
 from mhe_core.energy.potential_base import value_and_pull
 
@@ -136,7 +137,7 @@ class PairMean:
         scale: a factor of all; one over the number of pairs makes the sum a mean.
         dtype: the dtype whose range the energy has to keep to.
         doubts: if given, the host is not to wait for the device: whether there was a pair too near
-            for its cosine is added to it, as a tensor, and nothing is done about such pairs.
+            for its cosine is added to it, and nothing is done about such pairs.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class PairMean:
         pair: PairPotential,
         scale: float,
         dtype: torch.dtype,
-        doubts: list[Tensor] | None = None,
+        doubts: list[Doubt] | None = None,
     ) -> None:
         self.pair = pair
         self.scale = scale
@@ -170,7 +171,8 @@ class PairMean:
         F, dF = self.pair.value_and_derivative(cosines)
         if shared:
             clear_own(F, a, b)
-            clear_own(dF, a, b)
+            if a is not b:  # where they are the same, its diagonal is written to anew
+                clear_own(dF, a, b)
         if near is not None:
             F.masked_fill_(near, 0.0)
             dF.masked_fill_(near, 0.0)
@@ -182,10 +184,10 @@ class PairMean:
 
     def _near(self, cosines: Tensor, a: Block, b: Block) -> Tensor | None:
         """Which pairs have cosines with too few digits; None if there is none."""
-        sizes = cosines.abs()
         if self.doubts is not None:
-            self.doubts.append(sizes.amax() > self.limit)
+            self.doubts.append(Doubt.of(cosines, -self.limit, self.limit))
             return None
+        sizes = cosines.abs()
         if sizes.amax().item() <= self.limit:  # once per tile, the host waits for the device
             return None
         near = sizes > self.limit

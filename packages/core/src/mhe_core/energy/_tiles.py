@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mhe_core.energy._pairs import Block, PairMean
-from mhe_core.energy._waits import doubt, waits_are_dear
+from mhe_core.energy._waits import Doubt, any_justified, waits_are_dear
 from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.rows import gradient_at_norms, inverse_norms, unit_rows, wide_dtype
 
@@ -57,9 +57,9 @@ def value_and_gradient(
     """
     arguments = (neurons, anchors, pair, wants_gradient, share, rows, weights)
     if waits_are_dear(neurons.device):
-        doubts: list[Tensor] = []
+        doubts: list[Doubt] = []
         result = pass_over_tiles(*arguments, doubts)
-        if not doubt(doubts):
+        if not any_justified(doubts):
             return result
     return pass_over_tiles(*arguments, None)
 
@@ -72,7 +72,7 @@ def pass_over_tiles(
     share: tuple[int, int],
     rows: bool,
     weights: Tensor | None,
-    doubts: list[Tensor] | None,
+    doubts: list[Doubt] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """What :func:`value_and_gradient` does, with care, or as if all were usual."""
     dtype = torch.promote_types(neurons.dtype, torch.float32)

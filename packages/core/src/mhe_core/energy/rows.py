@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mhe_core.energy._waits import waits_are_dear
+from mhe_core.energy._waits import Doubt, waits_are_dear
 from mhe_core.energy.pair_potential import PairPotential
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def inverse_norms(
-    x: Tensor, pair: PairPotential, doubts: list[Tensor] | None = None
+    x: Tensor, pair: PairPotential, doubts: list[Doubt] | None = None
 ) -> Tensor | None:
     """One over the norms of rows ``[B, N, d]``, 0 for a zero row; None if one is out of range.
 
@@ -34,19 +34,20 @@ def inverse_norms(
         x: the rows.
         pair: the potential of a pair.
         doubts: if given, the host is not to wait for the device: whether a norm is out of range is
-            added to it, as a tensor, and the norms are returned as they are.
+            added to it, and the norms count as if none were.
     """
     norms: Tensor = torch.linalg.vector_norm(x, dim=-1)
     if pair.smoothing:
         norms = norms.square_().add_(pair.smoothing**2).sqrt_()
     least, most = pair.range_of_norms(x.dtype)
-    if doubts is not None:
-        zero = ~x.any(-1)
-        doubts.append(~((norms >= least) & (norms <= most) | zero).all())
-        return norms.masked_fill_(zero, torch.inf).reciprocal_()
-    if in_range(norms, least, most):
+    if doubts is None and in_range(norms, least, most):
         return norms.reciprocal_()
     zero = ~x.any(-1)
+    if doubts is not None:
+        if norms.numel():
+            doubts.append(Doubt.of(norms.masked_fill(zero, 1.0), least, most))
+        inverse = norms.reciprocal_()
+        return inverse if pair.smoothing else inverse.masked_fill_(zero, 0.0)
     norms.masked_fill_(zero, 1.0)
     if in_range(norms, least, most):
         return norms.reciprocal_().masked_fill_(zero, 0.0)

@@ -11,6 +11,7 @@ from mhe_core.eager import eagerly
 from mhe_core.energy import hyperspherical_energy
 from mhe_core.energy.conventions import ConventionName
 from mhe_core.energy.distances import DistanceName
+from mhe_core.energy.functional import asked_once
 from mhe_core.regularizers.comhe import CoMHE, check_integer
 from mhe_core.regularizers.projections import (
     angle_objective,
@@ -104,10 +105,14 @@ class LearnedCoMHE(CoMHE):
             return
         objective = self.objective(self.unprojected(neurons))
         weight_decay = RELEASED_WEIGHT_DECAY if self.convention == "released_code" else 0.0
-        for _ in range(self.inner_steps):
-            projection.copy_(
-                gradient_step(objective, projection, self.lr, weight_decay=weight_decay)
-            )
+
+        def trained() -> Tensor:
+            after = projection
+            for _ in range(self.inner_steps):
+                after = gradient_step(objective, after, self.lr, weight_decay=weight_decay)
+            return after
+
+        projection.copy_(asked_once([trained])[0])
 
 
 class AnglePreservingCoMHE(LearnedCoMHE):
