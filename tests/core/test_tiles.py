@@ -53,7 +53,8 @@ def small_tiles(monkeypatch):
     for name, value in (("ROWS_ON_CPU", 5), ("ENTRIES_ON_CPU", 50), ("ROWS", 5), ("ENTRIES", 50)):
         monkeypatch.setattr(tiles, name, value)
     monkeypatch.setattr(pairs, "DIFFERENCES", 20)
-    monkeypatch.setattr(pairs, "WORTH_SPLITTING", 40)
+    for name in ("WORTH_SPLITTING", "WORTH_SPLITTING_ON_CPU"):
+        monkeypatch.setattr(pairs, name, 40)
 
 
 def layer(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mhe_core.eager import opaque_operator
 from mhe_core.energy import _tiles
 from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.potential import potential_with
@@ -184,11 +185,9 @@ def with_autograd(
         return pool.submit(on_the_same_stream).result()
 
 
-# The schemas are written out: torch 2.6 cannot infer them from annotations that are strings.
-@torch.library.custom_op(
+@opaque_operator(
     "mhe_core::energy",
-    mutates_args=(),
-    schema="(Tensor neurons, Tensor? anchors, str potential, bool half_space, int[] share,"
+    "(Tensor neurons, Tensor? anchors, str potential, bool half_space, int[] share,"
     " bool rows) -> (Tensor, Tensor)",
 )
 def _compiled_energy(
@@ -227,11 +226,9 @@ def _(
     return neurons.new_empty([*batch, M], dtype=dtype), neurons.new_empty(0, dtype=dtype)
 
 
-@torch.library.custom_op(
+@opaque_operator(
     "mhe_core::energy_gradient",
-    mutates_args=(),
-    schema="(Tensor neurons, Tensor? anchors, str potential, bool half_space, Tensor weights)"
-    " -> Tensor",
+    "(Tensor neurons, Tensor? anchors, str potential, bool half_space, Tensor weights) -> Tensor",
 )
 def _compiled_gradient(
     neurons: Tensor, anchors: Tensor | None, potential: str, half_space: bool, weights: Tensor

@@ -15,7 +15,7 @@ __all__ = ["Block", "PairMean"]
 DIFFERENCES = 2**19
 
 # From so many multiplications on, symmetry saves more than a further call costs.
-WORTH_SPLITTING = 2**25
+WORTH_SPLITTING_ON_CPU, WORTH_SPLITTING = 2**25, 2**33
 
 
 class Block:
@@ -309,7 +309,8 @@ def gram(x: Tensor, out: Tensor | None = None) -> Tensor:
     B, n, d = x.shape
     if out is None:
         out = x.new_empty(B, n, n)
-    if n == 1 or n * n * d < WORTH_SPLITTING:
+    worth_splitting = WORTH_SPLITTING_ON_CPU if x.device.type == "cpu" else WORTH_SPLITTING
+    if n == 1 or n * n * d < worth_splitting:
         return torch.bmm(x, x.mT, out=out)
     half = n // 2
     first, second = x[:, :half], x[:, half:]

@@ -54,11 +54,11 @@ def inverse_norms(
     return None
 
 
-def known_in_range(norms: Tensor, least: float, most: float) -> bool:
-    """As :func:`in_range`; False where the host would wait to know, or a compiler could not."""
-    if torch.compiler.is_compiling() or waits_are_dear(norms.device):
+def known_in_range(neurons: Tensor, least: float, most: float) -> bool:
+    """Whether all rows' norms are; False where the host would wait to know, or not see them."""
+    if torch.compiler.is_compiling() or waits_are_dear(neurons.device):
         return False
-    return in_range(norms, least, most)
+    return in_range(torch.linalg.vector_norm(neurons.detach(), dim=-1), least, most)
 
 
 def in_range(norms: Tensor, least: float, most: float) -> bool:

@@ -56,18 +56,21 @@ def clipped_penalty(
     return bounded_value(penalty(clipped) + probe)
 
 
-def clipped_neurons(neurons: Tensor, clip_factor: float) -> tuple[Tensor, Tensor]:
+def clipped_neurons(
+    neurons: Tensor, clip_factor: float, penalties: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The neurons, with a gradient that is clipped, and the probe.
 
     Args:
         neurons: ``[..., N, d]``, each row with a gradient bound of its own.
         clip_factor: τ, the largest ratio of a gradient's length to its neuron's.
+        penalties: how many are computed from them, each from ``neurons[k]``; None for one from all.
 
     Returns:
-        The neurons themselves, and a scalar 0 to be added, without a factor, to the penalty that
-        is computed from them.
+        The neurons themselves, and a 0, or one for each, to be added, without a factor, to the
+        penalty that is computed from them.
     """
-    found: tuple[Tensor, Tensor] = _ClippedNeurons.apply(neurons, clip_factor)
+    found: tuple[Tensor, Tensor] = _ClippedNeurons.apply(neurons, clip_factor, penalties)
     return found
 
 
@@ -85,22 +88,25 @@ class _ClippedNeurons(torch.autograd.Function):
     """The identity, and a zero; in the backward pass, the bound."""
 
     @staticmethod
-    def forward(neurons: Tensor, clip_factor: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        neurons: Tensor, clip_factor: float, penalties: int | None
+    ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(neurons.dtype, torch.float32)
-        return neurons.view_as(neurons), neurons.new_zeros((), dtype=dtype)
+        shape = () if penalties is None else (penalties,)
+        return neurons.view_as(neurons), neurons.new_zeros(shape, dtype=dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Any) -> None:
-        neurons, ctx.clip_factor = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, int | None], output: Any) -> None:
+        neurons, ctx.clip_factor, _ = inputs
         ctx.save_for_backward(neurons)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(
         ctx: Any, gradient: Tensor | None, factor: Tensor | None
-    ) -> tuple[Tensor | None, None]:
+    ) -> tuple[Tensor | None, None, None]:
         if gradient is None or factor is None:  # factor: a second derivative, which is not clipped
-            return gradient, None
+            return gradient, None, None
         (neurons,) = ctx.saved_tensors
         with torch.no_grad():  # the bound is a constant, in second derivatives too
             # Squares of 1e20, which such gradients have, overflow in float32.
@@ -108,9 +114,10 @@ class _ClippedNeurons(torch.autograd.Function):
             narrow = torch.promote_types(gradient.dtype, torch.float32)
             norms = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True, dtype=wide)
             limits = torch.linalg.vector_norm(neurons, dim=-1, keepdim=True, dtype=narrow)
+            factor = factor.reshape(factor.shape + (1,) * (gradient.ndim - factor.ndim))
             limits = limits * (ctx.clip_factor * factor.abs())
             shrink = (limits / norms.clamp_min_(torch.finfo(wide).tiny)).clamp_max_(1.0)
-        return (gradient * shrink.to(narrow)).to(gradient.dtype), None
+        return (gradient * shrink.to(narrow)).to(gradient.dtype), None, None
 
 
 class _BoundedValue(torch.autograd.Function):

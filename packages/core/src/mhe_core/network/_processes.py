@@ -13,7 +13,7 @@ from torch import distributed as dist
 from mhe_core.energy.functional import share_of_energy
 from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.rows import wide_dtype
-from mhe_core.network._batching import Layer, layer_energies
+from mhe_core.network._batching import Layer, clipped_term, layer_terms
 
 __all__ = [
     "averages_gradients",
@@ -21,7 +21,7 @@ __all__ = [
     "check_same_weights",
     "group_of",
     "process",
-    "shared_energies",
+    "shared_terms",
     "sum_over_processes",
 ]
 
@@ -30,24 +30,34 @@ __all__ = [
 SAME = 1e-4
 
 
-def shared_energies(
-    layers: Sequence[Layer], rank: int, processes: int, group: Any = None
+def shared_terms(
+    layers: Sequence[Layer],
+    rank: int,
+    processes: int,
+    group: Any = None,
+    clip_factor: float | None = None,
 ) -> dict[str, Tensor]:
-    """This process's share of each layer's energy; those of all processes add up to the energy.
+    """This process's share of each layer's term; those of all processes add up to the term.
 
     Each depends on the layer's neurons, if only with gradient 0, so that no weight is without one.
     """
-    whole, energies = [], {}
+
+    def share_of_tiles(layer: Layer, neurons: Tensor) -> Tensor:
+        share: Tensor = _SharedTiles.apply(neurons, layer.pair, rank, processes, group)
+        return share
+
+    def nothing(layer: Layer, neurons: Tensor) -> Tensor:
+        return neurons[..., :0].sum(dtype=torch.promote_types(neurons.dtype, torch.float32))
+
+    whole, terms = [], {}
     for layer, owner in zip(layers, owners(layers, processes), strict=True):
-        pair, x = layer.pair, layer.neurons
         if owner == rank:
             whole.append(layer)
-        elif owner is None and pair is not None:
-            energies[layer.name] = _SharedTiles.apply(x, pair, rank, processes, group)
-        else:
-            energies[layer.name] = x[..., :0].sum(dtype=torch.promote_types(x.dtype, torch.float32))
-    energies |= layer_energies(whole)
-    return {layer.name: energies[layer.name] for layer in layers}
+            continue
+        share = share_of_tiles if owner is None else nothing
+        terms[layer.name] = clipped_term(layer, layer.neurons, clip_factor, share)
+    terms |= layer_terms(whole, clip_factor)
+    return {layer.name: terms[layer.name] for layer in layers}
 
 
 def owners(layers: Sequence[Layer], processes: int) -> list[int | None]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mhe_core.eager import eagerly
 from mhe_core.energy.rows import waits_are_dear, working_copy
 from mhe_core.network._anchors import Anchors
-from mhe_core.network._batching import Layer, arguments, blamed, layer_energies
-from mhe_core.network._clipping import bounded_value, clipped_neurons
+from mhe_core.network._batching import Layer, arguments, blamed, layer_terms
+from mhe_core.network._clipping import bounded_value
 from mhe_core.network._coverage import ParameterRole, covered_share, parameter_roles
 from mhe_core.network._output import doubt_about_output
 from mhe_core.network._plan import plan_layers
@@ -25,7 +25,7 @@ from mhe_core.network._processes import (
     check_same_weights,
     group_of,
     process,
-    shared_energies,
+    shared_terms,
     sum_over_processes,
 )
 from mhe_core.network._weight import Weight
@@ -40,6 +40,7 @@ from mhe_core.network.rules import (
     check_number,
     weight_now,
 )
+from mhe_core.regularizers.base import Regularizer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -331,7 +332,7 @@ class NetworkRegularizer(nn.Module):
         lines = [f"{type(self).__name__}(  # clip_factor={self.clip_factor}"]
         for name in self._names:
             role = "output" if name in self._outputs else "hidden"
-            factor = float(self._weighted(name, torch.ones((), dtype=torch.float64)))
+            factor = float(self._factor(name))
             lines.append(f"  {name}: {role}, {factor:g} × {self.regularizers[key(name)]}")
         left_out = len(self._reasons)
         return "\n".join([*lines, f")  # {left_out} layers left out: describe() says why"])
@@ -348,25 +349,22 @@ class NetworkRegularizer(nn.Module):
         if not layers:
             self._last = None
             return torch.zeros(())
-        clips = self.clip_factor is not None and torch.is_grad_enabled()
-        layers, probes = self._clipped(layers) if clips else (layers, [])
+        number = len(layers) if self.reduction == "mean" else 1
+        for layer in layers:
+            layer.factor = self._factor(layer.name) / number
+        clip_factor = self.clip_factor if torch.is_grad_enabled() else None
         rank, processes = process(self.group) if self.share_work else (0, 1)
         alone = processes == 1 or not averages_gradients(self._model)
         if not (alone or self._is_same or torch.compiler.is_compiling()):
             check_same_weights(layers, self.group)
             self._is_same = True
-        energies = (
-            layer_energies(layers)
+        found = (
+            layer_terms(layers, clip_factor)
             if alone
-            else shared_energies(layers, rank, processes, self.group)
+            else shared_terms(layers, rank, processes, self.group, clip_factor)
         )
-        weighted = [self._weighted(name, energy) for name, energy in energies.items()]
-        device = weighted[0].device
-        terms = torch.stack([energy.to(device) for energy in weighted])
-        if self.reduction == "mean":
-            terms = terms / len(layers)
-        if probes:
-            terms = terms + torch.stack([probe.to(device) for probe in probes])
+        device = layers[0].neurons.device
+        terms = torch.stack([term.to(device) for term in found.values()])
         terms = terms if alone else sum_over_processes(terms, self.group)
         self._last = [layer.name for layer in layers], terms.detach()
         total = terms.sum()
@@ -379,15 +377,6 @@ class NetworkRegularizer(nn.Module):
         """Whether the compiler can look into all regularizers; into a part would break it often."""
         return all(getattr(r, "compiles", True) for r in self.regularizers.values())
 
-    def _clipped(self, layers: list[Layer]) -> tuple[list[Layer], list[Tensor]]:
-        """The layers with neurons whose gradients will be clipped, and the probes to be added."""
-        pairs = [clipped_neurons(layer.neurons, self.clip_factor or math.inf) for layer in layers]
-        clipped = [
-            Layer(layer.name, layer.regularizer, neurons, layer.anchors)
-            for layer, (neurons, _) in zip(layers, pairs, strict=True)
-        ]
-        return clipped, [probe for _, probe in pairs]
-
     def terms(self) -> dict[str, Tensor]:
         """Each layer's unweighted energy, a differentiable scalar, by the layer's name.
 
@@ -396,7 +385,7 @@ class NetworkRegularizer(nn.Module):
         are not finite on all devices, :meth:`forward` on the CPU, where to look costs nothing.
         """
         layers = list(self._trained_layers())
-        energies = layer_energies(layers)
+        energies = layer_terms(layers)
         self._warn_if_not_finite(layers, *energies.values())
         return energies
 
@@ -463,8 +452,8 @@ class NetworkRegularizer(nn.Module):
         self._anchors.draw(self.step)
         for layer in self._trained_layers():
             update = getattr(layer.regularizer, "update", None)
-            if update is None:
-                continue
+            if update is None or getattr(update, "__func__", None) is Regularizer.update:
+                continue  # it has nothing to advance
             neurons = layer.neurons.detach()
             agree = getattr(layer.regularizer, "agree", None)
             if agree is not None:
@@ -484,10 +473,10 @@ class NetworkRegularizer(nn.Module):
         of_role = self.output_weight if name in self._outputs else self.hidden_weight
         return of_role if own is None else own
 
-    def _weighted(self, name: str, energy: Tensor) -> Tensor:
-        """A layer's energy times its factor at the present step."""
+    def _factor(self, name: str) -> float | Tensor:
+        """The factor of a layer's energy at the present step."""
         weight = self._weight_of(name)
-        return energy * (self._scheduled[name].to(energy.dtype) if callable(weight) else weight)
+        return self._scheduled[name] if callable(weight) else weight
 
     def _follow_schedules(self) -> None:
         """Ask each schedule for its weight of this step.

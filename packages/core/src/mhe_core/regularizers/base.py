@@ -22,6 +22,10 @@ class Regularizer(nn.Module):
         potential: where the regularizer is the mean of a potential over the pairs of neurons (in
             half space, of neurons and antipodes) and nothing else: that potential. Such energies of
             equal layers are computed together, and can be shared out over processes.
+        compressed_potential: the same where it is the mean not over the neurons but over what the
+            method ``compressed`` makes of them, ``[..., N, k]`` or ``[..., P, N, k]``. On an
+            accelerator such energies of layers of as many neurons are computed together, of those
+            with an equal ``compressed_shape``, (k,) or (P, k).
         half_space: whether that is in half space.
         batched: whether ``forward`` and ``update`` take leading dimensions, ``[..., N, d]``, and
             return the mean over them. Where not (the default of other modules), they are called
@@ -48,6 +52,8 @@ class Regularizer(nn.Module):
     """
 
     potential: Potential | None = None
+    compressed_potential: Potential | None = None
+    compressed_shape: tuple[int, ...] = ()
     half_space: bool = False
     batched: bool = True
     takes_anchors: bool = False
@@ -63,8 +69,9 @@ class Regularizer(nn.Module):
         super().__init_subclass__(**kwargs)
         if "forward" not in vars(cls):
             return
-        if "potential" not in vars(cls):
-            cls.potential = None
+        for name in ("potential", "compressed_potential"):
+            if name not in vars(cls):
+                setattr(cls, name, None)
         if "takes_anchors" not in vars(cls):
             cls.takes_anchors = "anchors" in inspect.signature(cls.forward).parameters
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from mhe_core.eager import opaque_operator
 from mhe_core.energy.conventions import ConventionName
 from mhe_core.energy.distances import DistanceName
+from mhe_core.energy.potential import Potential, Riesz
 from mhe_core.energy.rows import known_in_range, working_copy
 from mhe_core.regularizers.mhe import MHE
 from mhe_core.regularizers.projections import dimension_groups, draw_gaussian_, project, select
@@ -84,14 +86,29 @@ class CoMHE(MHE):
             neurons: ``[..., N, d]``.
             anchors: indices ``[M]``: the energy of these neurons against all others.
         """
+        return super().forward(self.compressed(neurons), anchors)
+
+    def compressed(self, neurons: Tensor) -> Tensor:
+        """What the energy is that of: :meth:`compress` with the present projection, if any."""
         if self.projection is None:
-            return super().forward(neurons, anchors)
+            return neurons
         self.check_dim(neurons)
         if not torch.compiler.is_compiling():
             self._warn_if_never_updated()
         with torch.autocast(neurons.device.type, enabled=False):
-            compressed = self.compress(neurons, self.projection)
-        return super().forward(compressed, anchors)
+            return self.compress(neurons, self.projection)
+
+    @property
+    def compressed_potential(self) -> Potential | None:  # type: ignore[override]
+        """Riesz's, where there is a projection."""
+        if self.projection is None:
+            return None
+        return Riesz(self.s, self.distance, self.convention)
+
+    @property
+    def compressed_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """(k,), or (P, k) of several projections."""
+        return () if self.projection is None else tuple(self.projection.shape[:-1])
 
     def _warn_if_never_updated(self) -> None:
         """Once, where training goes on without :meth:`update`, which no value would show."""
@@ -174,10 +191,9 @@ class CoMHE(MHE):
         difference to long neurons. So the factor counts as a constant. Where all norms are usual,
         and that can be known at once, there is none: it would be a copy of the neurons.
         """
-        if neurons.dtype in (torch.float32, torch.float64):  # others' range is small
-            norms = torch.linalg.vector_norm(neurons.detach(), dim=-1)
-            if known_in_range(norms, *USUAL_NORMS):
-                return neurons
+        wide = neurons.dtype in (torch.float32, torch.float64)  # others' range is small
+        if wide and known_in_range(neurons, *USUAL_NORMS):
+            return neurons
         neurons = working_copy(neurons)
         largest = neurons.detach().abs().amax(-1, keepdim=True)
         if self.convention == "paper":
@@ -341,10 +357,10 @@ def redraw_(projection: Tensor, updates: Tensor, seed: int, interval: int) -> No
         draw_gaussian_(projection, seed, count // interval)
 
 
-@torch.library.custom_op(
+@opaque_operator(
     "mhe_core::redraw",
-    mutates_args=("projection", "updates"),
-    schema="(Tensor(a!) projection, Tensor(b!) updates, int seed, int interval) -> ()",
+    "(Tensor(a!) projection, Tensor(b!) updates, int seed, int interval) -> ()",
+    changes=("projection", "updates"),
 )
 def _compiled_redraw(projection: Tensor, updates: Tensor, seed: int, interval: int) -> None:
     redraw_(projection, updates, seed, interval)
@@ -419,6 +435,11 @@ class GroupCoMHE(CoMHE):
         if self.projection is not None and not self.projection.is_meta:
             groups = dimension_groups(self.dim, self.num_groups, self.group_dim, self.seed)
             self.projection.copy_(groups)
+
+    @property
+    def compressed_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """(number of groups, their dimensions)."""
+        return () if self.projection is None else tuple(self.projection.shape)
 
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
         """``[..., num_groups, N, group_dim]``."""

@@ -69,6 +69,8 @@ class LearnedCoMHE(CoMHE):
             draw_gaussian_(self.projection, self.seed, 0)
             self.lr.zero_()
 
+    compressed_potential = CoMHE.compressed_potential
+
     def forward(self, neurons: Tensor, anchors: Tensor | None = None) -> Tensor:
         """Scalar energy of the projected neurons ``[..., N, d]``; the compiler leaves it alone."""
         if torch.compiler.is_compiling():
