@@ -199,8 +199,8 @@ def build_model(
         options: further arguments of the model.
 
     Raises:
-        UserError: for an unknown name, or a width, an option or pretrained weights where the model
-            has none.
+        UserError: for an unknown name, a model that does not classify, or a width, an option or
+            pretrained weights where the model has none.
         OSError: if the weights cannot be downloaded.
     """
     if not timm.is_model(name):
@@ -216,7 +216,13 @@ def build_model(
     if pretrained and (name in OURS or not timm.is_model_pretrained(name)):
         raise UserError(f"--pretrained: there are no weights of {name}; --init takes a file")
     with users_request(f"--model {name}{_spelled(options)}"):
-        return timm.create_model(name, pretrained, num_classes=num_classes, **options)
+        model = timm.create_model(name, pretrained, num_classes=num_classes, **options)
+    if (got := getattr(model, "num_classes", num_classes)) != num_classes:  # timm's encoders
+        raise UserError(
+            f"expected --model as one that classifies, got {name}, which has no output layer of "
+            f"{num_classes} classes (its num_classes is {got})"
+        )
+    return model
 
 
 def _spelled(options: dict[str, Any]) -> str:
