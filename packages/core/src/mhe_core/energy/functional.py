@@ -75,7 +75,9 @@ def hyperspherical_energy(
         The energy ``[...]``, for ``reduction="none"`` ``[..., N]`` or ``[..., M]``; in float32 for
         half-precision neurons, else in their dtype. For the chord the mean is at least −log 2
         (s = 0) or :math:`2^{-s}`. A single neuron has energy 0 in full space. Finite, as is its
-        gradient, for all finite input: a potential too large for the dtype stops growing.
+        gradient, for all finite input: a potential too large for the dtype stops growing. Where a
+        GPU may use TensorFloat-32 for products, it does so here: the gradient of float32 neurons
+        then has three digits.
 
     Raises:
         TypeError: if ``neurons`` is not floating point or a DTensor (the message says what to call
