@@ -22,5 +22,12 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def mathml(tex: str, display: str) -> str:
-    """One formula, as the browser takes it."""
-    return str(convert(html.unescape(tex).strip(), display=display))
+    """One formula, as the browser takes it.
+
+    Raises:
+        ValueError: if it has a command that the converter does not know, and would print as it is.
+    """
+    converted = str(convert(html.unescape(tex).strip(), display=display))
+    if unknown := re.search(r">(\\\w+)", converted):
+        raise ValueError(f"no MathML for {unknown[1]}: {tex}")
+    return converted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,10 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
         if cell["cell_type"] == "markdown":
             parts.append(text.replace(".ipynb)", ".md)"))
             continue
-        parts.append(f"```python\n{text}\n```")
+        code = f"```python\n{text}\n```"
+        if "hide-input" in cell["metadata"].get("tags", []):  # Jupyter Book's name for it
+            code = '??? note "The code"\n\n' + textwrap.indent(code, "    ")
+        parts.append(code)
         for output in cell["outputs"]:
             data = {"text/plain": output.get("text", ""), **output.get("data", {})}
             kind = next((kind for kind in SUFFIXES if kind in data), "text/plain")

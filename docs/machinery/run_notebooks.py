@@ -21,7 +21,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300).execute()
     for cell in notebook.cells:
-        cell.metadata = {}  # times
+        cell.metadata.pop("execution", None)  # times
         if cell.cell_type == "code":  # warnings name files of this machine
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     return notebook

@@ -1,7 +1,7 @@
 r"""Losses of the nearest neighbours: MHS, MMA, RegularFace and KoLeo.
 
 With directions :math:`u_i = w_i / \lVert w_i \rVert`, each acts on pairs of nearest neighbours
-only, :math:`j(i) = \arg\max_{j \ne i} u_i^\top u_j`, which are found tile by tile.
+only, :math:`j(i) = \operatorname{argmax}_{j \ne i} u_i^\top u_j`, which are found tile by tile.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class MHP(Polar):
     r"""Maximum hyperspherical polarization: minus the energy of a pole among the neurons.
 
     .. math:: -\frac1N \sum_i \frac{1}{\lVert v - u_i \rVert^2}, \qquad
-        v = \arg\min \sum_i \frac{1}{\lVert v - u_i \rVert^2},
+        v = \operatorname{argmin} \sum_i \frac{1}{\lVert v - u_i \rVert^2},
 
     in half space over the 2N directions :math:`\pm u_i`. The pole v seeks where the neurons leave
     room, the network raises the energy there. Liu et al., *Learning with Hyperspherical

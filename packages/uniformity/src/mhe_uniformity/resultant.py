@@ -14,7 +14,7 @@ __all__ = ["RMHP"]
 class RMHP(Published):
     r"""Relaxed maximum hyperspherical polarization: the length of the sum of the directions.
 
-    .. math:: \Bigl\lVert \sum_i u_i \Bigr\rVert
+    .. math:: \left\lVert \sum_i u_i \right\rVert
 
     Liu et al., *Learning with Hyperspherical Uniformity*, AISTATS 2021, arXiv 2103.01649.
     Published weights: 0.01 in hidden layers, 0.1 in the output layer. The program

@@ -54,7 +54,7 @@ def lower_bound(
 
     For N ≤ d + 1 and the chord, it is that of the simplex,
 
-    .. math:: f\Bigl(\sqrt{2 + 2 / (N - 1)}\Bigr), \qquad f(z) = z^{-s}, \; \log (1/z) \;(s = 0),
+    .. math:: f\left(\sqrt{2 + 2 / (N - 1)}\right), \qquad f(z) = z^{-s}, \; \log (1/z) \;(s = 0),
 
     in half space and N ≤ d that of orthogonal axes. Beyond, it is the universal lower bound of
     spherical codes (Boyvalenkov et al., Constructive Approximation 44, 2016), in half space one

@@ -121,7 +121,7 @@ class AnglePreservingCoMHE(LearnedCoMHE):
     r"""Energy after a projection that is trained to preserve the neurons' angles.
 
     .. math:: E(Q w_1, \dots, Q w_N), \qquad
-        Q = \arg\min_P \lVert C(P w) - C(w) \rVert_F,
+        Q = \operatorname{argmin}_P \lVert C(P w) - C(w) \rVert_F,
 
     C the matrix of cosines, E the energy of :func:`mhe_core.hyperspherical_energy`, in half space
     by default. arXiv 1906.04892.
