@@ -85,7 +85,7 @@ def traced_graphs(monkeypatch):
 
 @pytest.fixture
 def clash(monkeypatch):
-    """A third party's mhe and half_mhe beside core's, under the distribution in-process."""
+    """A third party's mhe, half_mhe and koleo, under the distribution in-process."""
     from mhe_core import register_regularizer
     from torch import nn
 
@@ -98,5 +98,5 @@ def clash(monkeypatch):
 
     registry = sys.modules[register_regularizer.__module__]
     monkeypatch.setattr(registry, "_registered", {})
-    for name in ("mhe", "half_mhe"):
+    for name in ("mhe", "half_mhe", "koleo"):
         register_regularizer(name, Another)

@@ -312,3 +312,9 @@ class TestOutputLayer:
 
 def output_names(model: nn.Module) -> list[str]:
     return list(NetworkRegularizer(model, hidden=None).terms())
+
+
+def test_the_defaults_are_cores_whatever_others_are_called(clash):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    half_mhe, mhe = NetworkRegularizer(model).regularizers.values()
+    assert (type(half_mhe).__name__, type(mhe).__name__) == ("HalfSpaceMHE", "MHE")

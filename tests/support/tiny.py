@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from mhe_core import NetworkRegularizer
@@ -31,12 +32,16 @@ class TinyConfig(TrainingConfig):
         step_seconds: how long a step sleeps.
         evaluation: of what a long evaluation consists: none, sleep, or blocked in a C function.
         fails: a step that raises a ValueError, as a bug does; below 0 for none.
+        init: weights that are not read.
     """
+
+    movable_weights: ClassVar[frozenset[str]] = frozenset({"init"})
 
     eval_every: int = 3
     step_seconds: float = 0.0
     evaluation: str = "none"
     fails: int = -1
+    init: Path | None = None
 
 
 def made_up(num: int = 64) -> ImageSet:

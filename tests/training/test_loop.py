@@ -113,6 +113,29 @@ def test_a_moved_folder_is_no_other_data_and_another_is(tmp_path, folder):
     assert yaml.safe_load((run / "config.yaml").read_text())["data"] == str(moved)
 
 
+def test_moved_weights_are_no_others_and_others_are(tmp_path):
+    """A file, and another run, which has its best weights' digest."""
+    other, run = tmp_path / "other", tmp_path / "run"
+    train(config(other, steps=4))
+    for start in (other / "checkpoints" / "best", other):
+        shutil.rmtree(run, ignore_errors=True)
+        train(config(run, steps=4, init=start))
+        (run / "summary.json").unlink()
+        moved = shutil.copytree(other, tmp_path / f"moved from {start.name}")
+        place = moved if start == other else moved / "checkpoints" / "best"
+        train(config(run, steps=4, init=place, resume=True))
+        assert yaml.safe_load((run / "config.yaml").read_text())["init"] == str(place)
+        (run / "summary.json").unlink()
+        best = moved / "checkpoints" / "best"
+        content = best.read_bytes()
+        best.unlink()
+        best.write_bytes(content[:-1] + b"x")
+        with pytest.raises(CheckpointError, match="other --init"):
+            train(config(run, steps=4, init=place, resume=True))
+    with pytest.raises(RunError, match="--init was"):
+        train(config(run, steps=4, resume=True))
+
+
 def test_compare_checks_every_method_and_folder_before_it_trains(tmp_path):
     trained = []
 

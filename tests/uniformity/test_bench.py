@@ -34,6 +34,12 @@ def test_all_of_ours_are_measured_by_default():
     assert set(distribution_names()) >= {"half_mhe", "koleo", "srip"}
 
 
+def test_names_are_its_own_and_cores_whatever_others_are_called(clash):
+    names = distribution_names()
+    assert names[:2] == ["mhe-core:mhe", "mhe-core:half_mhe"]
+    assert {"mhe-uniformity:koleo", "srip"} <= set(names)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mhe_core.errors import UserError
 from mhe_core.training.config import TrainingConfig
@@ -75,6 +75,8 @@ class ClassificationConfig(TrainingConfig):
         num_groups: of comhe_group.
         group_dim: of comhe_group.
     """
+
+    movable_weights: ClassVar[frozenset[str]] = frozenset({"init"})
 
     model: str = "vgg9"
     lr: float | None = None  # type: ignore[assignment]  # until the recipe has set it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mhe_core.errors import UserError
 from mhe_core.training.compare import comma_separated
@@ -75,6 +75,8 @@ class GANConfig(TrainingConfig, ScoreConfig):
         score_every: steps between two scores; default: none while it trains.
         best_by: the score that chooses checkpoints/best.
     """
+
+    movable_weights: ClassVar[frozenset[str]] = frozenset({"feature_extractor", "weights"})
 
     model: Literal["dcgan", "resnet"] = "dcgan"
     spectral_norm: bool = True

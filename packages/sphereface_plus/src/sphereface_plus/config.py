@@ -67,6 +67,7 @@ class FaceConfig(TrainingConfig):
 
     default_epochs: ClassVar[int] = 20
     movable: ClassVar[frozenset[str]] = frozenset({"data", "test_data", "pairs"})
+    movable_weights: ClassVar[frozenset[str]] = frozenset({"init"})
 
     model: str = "sfnet20"
     output_weight: float = 1.0

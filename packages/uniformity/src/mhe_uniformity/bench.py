@@ -20,6 +20,7 @@ import torch
 from mhe_core import create_regularizer, list_regularizers
 from mhe_core.plotting import drawing
 from mhe_core.training.files import write_atomically
+from mhe_core.training.naming import asked_for
 from mhe_core.training.timing import hardware, interleaved, resident
 from torch import Tensor
 
@@ -55,8 +56,10 @@ class Cost:
 
 def distribution_names() -> list[str]:
     """The names that this distribution registers, and core's two, to compare with."""
-    ours = [info.name for info in list_regularizers() if info.distribution == "mhe-uniformity"]
-    return ["mhe", "half_mhe", *ours]
+    this = "mhe-uniformity"
+    ours = [info.name for info in list_regularizers() if info.distribution == this]
+    cores = [asked_for("mhe"), asked_for("half_mhe")]
+    return [*cores, *(asked_for(name, this) for name in ours)]
 
 
 def bench(

@@ -170,8 +170,8 @@ class NetworkRegularizer(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        hidden: Kind = "half_mhe",
-        output: Kind = "mhe",
+        hidden: Kind = "mhe-core:half_mhe",
+        output: Kind = "mhe-core:mhe",
         *,
         hidden_weight: Schedule = 1.0,
         output_weight: Schedule = 10.0,

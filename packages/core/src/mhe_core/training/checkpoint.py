@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,6 +59,23 @@ def _save(content: dict[str, Any], stream: IO[bytes]) -> None:
         if refused:
             raise refused[0] from None
         raise
+
+
+def weights_digest(source: Path | str | None) -> str:
+    """What tells weights apart, wherever they are: of a file, or of a run's best checkpoint.
+
+    What is neither, such as a network's name, stands for itself.
+    """
+    file = Path(source or "")
+    if file.is_dir():
+        file = file / "checkpoints" / "best"
+    if source is None or not file.is_file():
+        return str(source)
+    known = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            known.update(block)
+    return known.hexdigest()
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class TrainingConfig:
     default_epochs: ClassVar[int] = 30
     # Files and folders that may have moved when a run is continued: what they hold is compared.
     movable: ClassVar[frozenset[str]] = frozenset({"data"})
+    # The same of weights, in files or in run directories.
+    movable_weights: ClassVar[frozenset[str]] = frozenset()
 
     output: Path
     data: str = "digits"

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +17,13 @@ from torch import Tensor
 
 from mhe_core.errors import UserError
 from mhe_core.training.batches import training_batches
-from mhe_core.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from mhe_core.training.config import TrainingConfig
+from mhe_core.training.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+    weights_digest,
+)
+from mhe_core.training.config import TrainingConfig, flag
 from mhe_core.training.files import keep_as
 from mhe_core.training.images import ImageSet
 from mhe_core.training.processes import from_main_process, make_accelerator
@@ -211,7 +217,7 @@ class Loop:
             "step": taken,
             "facts": dict(self.facts),
             "images": self.images.digest,
-            "others": dict(self.others),
+            "others": self._others,
             "state": {key: state_of(part) for key, part in self.state.items()},
             "sums": self._sums,
             "count": self._count,
@@ -266,12 +272,19 @@ class Loop:
                 "the same, at the same or another place, are needed to continue"
             )
         saved = content.get("others", {})  # there was a time without
-        changed = [flag for flag, its in self.others.items() if saved.get(flag, its) != its]
+        changed = [name for name, its in self._others.items() if saved.get(name, its) != its]
         if changed:
             raise CheckpointError(
                 f"{file} is of a run with other {' and '.join(changed)}: the same, at the same or "
                 "another place, are needed to continue"
             )
+
+    @cached_property
+    def _others(self) -> dict[str, str]:
+        """What the run depends on beside its images and settings, by flag."""
+        config = self.run.config
+        weights = {flag(k): weights_digest(getattr(config, k)) for k in config.movable_weights}
+        return {**self.others, **weights}
 
     def _finish(self) -> dict[str, Any]:
         self.run.claim()

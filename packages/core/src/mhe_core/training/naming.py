@@ -9,8 +9,8 @@ __all__ = ["CORE", "asked_for", "own_name"]
 CORE = "mhe-core"
 
 
-def asked_for(own: str) -> str:
-    """How to ask for one of core's regularizers: with the distribution where others claim its name.
+def asked_for(own: str, distribution: str = CORE) -> str:
+    """How to ask for a distribution's regularizer: with its name where others claim this one, too.
 
     For defaults, which have to mean core's whatever else is installed.
 
@@ -19,7 +19,7 @@ def asked_for(own: str) -> str:
         'half_mhe'
     """
     claims = [info for info in list_regularizers() if info.name == own]
-    return own if len(claims) == 1 else f"{CORE}:{own}"
+    return own if len(claims) == 1 else f"{distribution}:{own}"
 
 
 def own_name(regularizer: str) -> str | None:

@@ -101,7 +101,8 @@ class Run:
             )
         saved, finished = plain(saved_config(type(self.config), self.path)), self.summary
         longer = is_longer(self.config, saved, finished)
-        check_same(self.path, plain(self.config), saved, longer, self.config.movable)
+        movable = self.config.movable | self.config.movable_weights
+        check_same(self.path, plain(self.config), saved, longer, movable)
         self.config.extended_at = list(saved["extended_at"])
         if finished is None or not longer:
             return finished
