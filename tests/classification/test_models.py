@@ -71,10 +71,10 @@ def test_any_model_takes_small_images_and_learns_them(name, options):
     assert not stood_still
 
 
-def output_problem(name):
+def output_problem(name, device="meta"):
     """Why a model of timm's cannot be trained here, or None; built without memory or arithmetic."""
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             model = build_model(name, 7, 224)
         outputs = find_output_layers(model)
         rows = [weight_at(model, output).neurons().shape[-2] for output in outputs]
@@ -106,7 +106,9 @@ UNUSUAL_HEADS = [
 
 @pytest.mark.parametrize("name", UNUSUAL_HEADS)
 def test_the_output_layers_of_unusual_heads_are_found(name):
-    assert output_problem(name) is None
+    if not timm.is_model(name):
+        pytest.skip("there are versions of timm without it")
+    assert output_problem(name, "cpu") is None  # some read a number while they are built
 
 
 @pytest.mark.slow

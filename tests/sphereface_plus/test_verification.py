@@ -115,7 +115,7 @@ def test_same_may_be_zeros_and_ones():
     left, right, same, fold = make_pairs(1)
     found = ten_fold(left, right, same.astype(int).tolist(), fold)
     np.testing.assert_array_equal(found.accuracy, ten_fold(left, right, same, fold).accuracy)
-    with pytest.raises(ValueError, match="fits bool, got int64"):
+    with pytest.raises(ValueError, match=r"fits bool_?, got int64"):
         ten_fold(left, right, 2 * same.astype(int), fold)
 
 

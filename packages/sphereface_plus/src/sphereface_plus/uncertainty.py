@@ -30,7 +30,9 @@ def people_of(
     from scipy.sparse.csgraph import connected_components
 
     count = int(max(left.max(), right.max())) + 1
-    joined = coo_array((np.ones(same.sum()), (left[same], right[same])), shape=(count, count))
+    # Of int32: scipy 1.11 ignores the error that it meets with others, and returns anything.
+    ends = left[same].astype(np.int32), right[same].astype(np.int32)
+    joined = coo_array((np.ones(same.sum()), ends), shape=(count, count))
     person = connected_components(joined, directed=False)[1]
     return person[left], person[right]
 

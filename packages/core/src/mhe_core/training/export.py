@@ -16,6 +16,7 @@ __all__ = ["FORMATS", "export_network"]
 
 TOLERANCE = 1e-4  # largest difference of outputs, of the largest output
 BATCHES = (1, 3)  # sizes that the exported network is tried with
+FIRST_DYNAMO_EXPORT = (2, 8)  # of torch: before, its new exporter to ONNX fails on small networks
 
 Computes = Callable[[Tensor], Tensor]
 
@@ -86,16 +87,17 @@ def _write_onnx(
         raise UserError(
             f"the format onnx needs {error.name}: pip install onnx onnxruntime onnxscript"
         ) from error
-    program = torch.onnx.export(
-        network,
-        (example,),
-        input_names=["images"],
-        output_names=[output],
-        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-        dynamo=True,
-        verbose=False,
-    )
-    model = program.model_proto  # type: ignore[union-attr]
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": [output]}
+    if tuple(map(int, torch.__version__.split(".")[:2])) < FIRST_DYNAMO_EXPORT:
+        free = {name: {0: "batch"} for name in ("images", output)}
+        torch.onnx.export(network, (example,), str(file), dynamic_axes=free, dynamo=False, **names)
+        model = onnx.load(file)
+    else:
+        free_batch = ({0: torch.export.Dim.DYNAMIC},)
+        program = torch.onnx.export(
+            network, (example,), dynamic_shapes=free_batch, dynamo=True, verbose=False, **names
+        )
+        model = program.model_proto  # type: ignore[union-attr]
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, file)
 
