@@ -1,6 +1,7 @@
 """What every test relies on."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +15,13 @@ from support import programs
 # torch is imported, so that nothing here may import it before.
 assert "torch" not in sys.modules
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# Whoever starts pytest in the background ignores these, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(getattr(signal, "SIGHUP", signal.SIGINT)) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):
