@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mhe_core.energy.rows import directions, working_copy
+from mhe_core.energy.rows import unit_rows
 
 __all__ = ["NEAR_DUPLICATE", "AngleStatistics", "angle_histogram", "angle_statistics"]
 
@@ -90,16 +90,25 @@ def angle_blocks(neurons: Tensor, half_space: bool) -> Iterator[tuple[Tensor, in
     """Directions ``[N, d]``, a row of them, and the angles ``[M, N]`` of M rows from it to all.
 
     The diagonal that starts there has each neuron's angle with itself, which is not one between
-    two neurons. Memory is that of one block.
+    two neurons. Memory is that of the directions and of one block.
     """
-    matrices = directions(working_copy(neurons.detach()))
-    for u in matrices.reshape(-1, *matrices.shape[-2:]):
+    for matrix in neurons.detach().reshape(-1, *neurons.shape[-2:]):
+        u = directions_in_parts(matrix)
         step = max(1, BLOCK // len(u))
         for start in range(0, len(u), step):
             cosines = (u[start : start + step] @ u.mT).clamp_(-1.0, 1.0)
             if half_space:
                 cosines.abs_()
             yield u, start, cosines.acos_()
+
+
+def directions_in_parts(neurons: Tensor) -> Tensor:
+    """Unit rows of ``[N, d]``, in at least float32; one copy of the neurons, and not three more."""
+    u = torch.empty_like(neurons, dtype=torch.promote_types(neurons.dtype, torch.float32))
+    step = max(1, BLOCK // neurons.shape[-1])
+    for rows, unit in zip(neurons.split(step), u.split(step), strict=True):
+        unit.copy_(unit_rows(rows.to(u.dtype), 0.0)[0])
+    return u
 
 
 def accurate_angles(u: Tensor, v: Tensor, half_space: bool) -> Tensor:
