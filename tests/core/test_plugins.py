@@ -150,8 +150,10 @@ def test_a_third_party_cannot_silently_take_the_place_of_core(install):
     with pytest.raises(PluginError, match=r"claimed by .*usurper:mhe"):
         create_regularizer("mhe", 3, 2)
     assert type(create_regularizer("mhe-core:mhe", 3, 2)) is MHE
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
     with pytest.raises(PluginError, match="claimed"):
-        NetworkRegularizer(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)))
+        NetworkRegularizer(model, hidden="mhe")
+    assert type(NetworkRegularizer(model).regularizers["/1"]) is MHE  # its defaults are core's
 
 
 def test_a_name_with_a_colon_is_found(install):

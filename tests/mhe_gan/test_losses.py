@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from mhe_gan import train
 from mhe_gan.losses import discriminator_loss, generator_loss
 
 
@@ -35,6 +36,21 @@ def test_the_losses_pull_apart(kind):
     fake.grad = None
     generator_loss(fake, kind).backward()
     assert (fake.grad < 0).all()
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_the_flag_reaches_the_loss_of_both_networks(make_trainer, monkeypatch, network):
+    kinds = []
+    compute = getattr(train, f"{network}_loss")
+
+    def noted(*arguments):
+        kinds.append(arguments[-1])
+        return compute(*arguments)
+
+    monkeypatch.setattr(train, f"{network}_loss", noted)
+    trainer, batch = make_trainer(loss="hinge")
+    trainer.step(0, batch)
+    assert set(kinds) == {"hinge"}
 
 
 def test_extreme_logits_stay_finite():

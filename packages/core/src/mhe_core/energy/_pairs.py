@@ -171,8 +171,7 @@ class PairMean:
         F, dF = self.pair.value_and_derivative(cosines)
         if shared:
             clear_own(F, a, b)
-            if a is not b:  # where they are the same, its diagonal is written to anew
-                clear_own(dF, a, b)
+            clear_own(dF, a, b)
         if near is not None:
             F.masked_fill_(near, 0.0)
             dF.masked_fill_(near, 0.0)
