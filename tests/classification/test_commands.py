@@ -110,4 +110,6 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         # crops are drawn per process, so the images differ; the energies of the first step do not
         assert b["loss"] == pytest.approx(a["loss"], rel=0.05)
     assert two[0]["penalty"] == pytest.approx(one[0]["penalty"], rel=1e-6)
+    for run in (one, two):  # they did take steps, which lower the energies
+        assert run[2]["penalty"] < run[1]["penalty"] < run[0]["penalty"]
     assert round(two[-1]["test_error"] * 360, 6).is_integer()
