@@ -49,8 +49,8 @@ def llama():
     model = transformers.LlamaForCausalLM(config)
     # The first word is not predicted, but counted by the Trainer of transformers 4, where it has a
     # label: its loss is then smaller than the model's own.
-    after_the_first = [torch.cat([torch.tensor([-100]), w[1:]]) for w in words()]
-    return model, [{"input_ids": w, "labels": y} for w, y in zip(words(), after_the_first, strict=True)]
+    none = torch.tensor([-100])
+    return model, [{"input_ids": w, "labels": torch.cat([none, w[1:]])} for w in words()]
 
 
 def lora():
