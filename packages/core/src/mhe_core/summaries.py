@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 
 __all__ = ["summarize"]
@@ -34,8 +35,7 @@ def summarize(module: str, attribute: str, default: str) -> str:
             return f"broken: no module named {module!r}"
         get_source = getattr(spec.loader, "get_source", None)
         source = get_source(module) if get_source else None
-        definition = find_definition(ast.parse(source or ""), attribute)
-        docstring = ast.get_docstring(definition) if definition else None
+        docstring = docstring_in(source or "", attribute)
     except SyntaxError as error:
         return f"broken: {module}, line {error.lineno}: {error.msg}"
     except Exception:  # a finder or loader of someone else's: the line is a courtesy
@@ -54,6 +54,13 @@ def find_without_importing(module: str) -> ModuleSpec | None:
         name = f"{name}.{part}"
         spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
     return spec
+
+
+@lru_cache(maxsize=256)
+def docstring_in(source: str, attribute: str) -> str | None:
+    """The docstring of that class or function; remembered, as parsing takes milliseconds."""
+    definition = find_definition(ast.parse(source), attribute)
+    return ast.get_docstring(definition) if definition else None
 
 
 def find_definition(
