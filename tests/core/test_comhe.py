@@ -149,7 +149,7 @@ def test_gradient_is_that_of_finite_differences(name, convention, distance):
     regularizer = made(name, convention=convention, distance=distance)
     neurons = normal(2, N, D).requires_grad_()
     regularizer.update(neurons, 0.1)
-    assert torch.autograd.gradcheck(regularizer, neurons, fast_mode=True)
+    assert torch.autograd.gradcheck(regularizer, neurons)
 
 
 # The options
@@ -421,13 +421,13 @@ DIFFICULT = {
 @pytest.mark.parametrize("neurons", DIFFICULT.values(), ids=DIFFICULT.keys())
 @pytest.mark.parametrize("name", SMALL)
 def test_value_gradient_and_projection_stay_finite(name, neurons):
-    options = (("paper", "released_code"), ("euclidean", "angular"), (0, 8), (True, False))
+    options = (("paper", "released_code"), ("euclidean", "angular"), (0, 2, 8), (True, False))
     for convention, distance, s, half_space in itertools.product(*options):
         regularizer = made(
             name, convention=convention, distance=distance, s=s, half_space=half_space
         ).float()
         leaf = neurons.clone().requires_grad_()
-        for _ in range(2):
+        for _ in range(3):
             regularizer.update(leaf, 1.0)
             energy = regularizer(leaf)
             (gradient,) = torch.autograd.grad(energy, leaf)

@@ -59,8 +59,8 @@ CASES = {
     "output_only": {"hidden": None},
     "anchors": {"anchors": 64},
 }
-# Of 1100 class vectors the tiles are shared out, of 10 not.
-KINDS = [(10, torch.float32), (1100, torch.float64)]
+# Of 1100 class vectors the tiles are shared out, of 10 not; the dtypes' tolerances, relative.
+KINDS = [(classes, dtype) for classes in (10, 1100) for dtype in (torch.float32, torch.float64)]
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
 
 

@@ -141,7 +141,7 @@ def test_scores_while_it_trains_choose_the_best(trained, tmp_path, classifier, c
 
 def test_compare_makes_a_table_samples_and_curves(tmp_path, classifier, command):
     arguments = (
-        "compare", "--output", tmp_path / "compare", "--models", "mhe,mhe+sn",
+        "compare", "--output", tmp_path / "compare", "--models", "baseline,mhe,mhe+sn",
         "--seeds", "0,1", "--steps", 6, "--log-every", 3, "--width", 0.0625, "--batch-size", 16,
         "--num-samples", 30, "--feature-extractor", classifier, "--device", "cpu",
     )  # fmt: skip
@@ -149,14 +149,14 @@ def test_compare_makes_a_table_samples_and_curves(tmp_path, classifier, command)
     table = (tmp_path / "compare" / "table.md").read_text()
     assert table in done.stdout
     rows = json.loads((tmp_path / "compare" / "table.json").read_text())["methods"]
-    assert list(rows) == ["mhe", "mhe+sn"]
+    assert list(rows) == ["baseline", "mhe", "mhe+sn"]
     for label, weight in (("mhe", 2e-6), ("mhe+sn", 2e-7)):
         assert len(rows[label]["runs"]) == 2
         config = (tmp_path / "compare" / label / "seed1" / "config.yaml").read_text()
         assert float(config.split("hidden_weight: ")[1].split()[0]) == weight
     assert rows["mhe"]["largest_singular_value"]["mean"] > 0
     with Image.open(tmp_path / "compare" / "samples.png") as picture:
-        assert picture.width > 1.5 * picture.height
+        assert picture.width > 2.5 * picture.height
     assert (tmp_path / "compare" / "curves.png").exists()
 
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "compare").rglob("*.json")}

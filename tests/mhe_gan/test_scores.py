@@ -150,7 +150,7 @@ class Dataset(torch.utils.data.Dataset):
 def test_inception_scores_are_those_of_torch_fidelity(tmp_path, monkeypatch):
     weights = tmp_path / "inception.pth"
     write_inception_weights(weights, monkeypatch)
-    real, fake = coloured(40, 12), coloured(24, 10)
+    real, fake = coloured(100, 12), coloured(60, 10)
     scores = Scorer(load_extractor(weights=weights), real.split(4))([fake], splits=2)
     theirs = torch_fidelity.calculate_metrics(
         input1=Dataset(fake), input2=Dataset(real), isc=True, fid=True, kid=True, cuda=False,
