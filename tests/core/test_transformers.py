@@ -6,8 +6,10 @@ The file is also the program of two processes, see ``found``.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +22,14 @@ from support.versions import FIRST_TORCH, fsdp2  # noqa: E402
 from transformers import TrainingArguments  # noqa: E402
 
 transformers.logging.set_verbosity_error()
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """As it was: TrainingArguments leave ACCELERATE_MIXED_PRECISION there, which others inherit."""
+    with mock.patch.dict(os.environ):
+        yield
+
 
 OPTIONS = {"hidden_weight": lambda step: 0.1 * (step + 1), "output_weight": 0.5}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
