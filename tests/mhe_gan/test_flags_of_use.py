@@ -61,7 +61,7 @@ def test_every_flag_of_sample(name, runs):
         "interpolate": Changes(2, what="figures"),
         "checkpoint": USE["checkpoint"],
         "average": Changes(False, what="figures"),
-        "batch_size": Same("how many images are made at a time", 2),
+        "batch_size": USE["batch_size"],
         "device": USE["device"],
     }
 
@@ -72,6 +72,20 @@ def test_every_flag_of_sample(name, runs):
 
     base = {"run": runs / "0", "output": runs / "grid.png", "num": 4}
     check(SampleConfig, name, entries, outcome, base)
+
+
+def test_images_made_a_few_at_a_time_are_the_same_images(runs, tmp_path):
+    grids = []
+    for batch_size in (4, 3, 1):
+        config = SampleConfig(
+            run=runs / "0", output=tmp_path / "grid.png", num=4, batch_size=batch_size, device="cpu"
+        )
+        sample(config)
+        with Image.open(config.output) as grid:
+            grids.append(np.asarray(grid).astype(int))
+    assert np.ptp(grids[0]) > 100
+    for grid in grids[1:]:  # rounding may take a value to the next of 256
+        assert np.abs(grid - grids[0]).max() <= 1
 
 
 @pytest.mark.parametrize("name", flags(TestConfig))
