@@ -140,7 +140,7 @@ def test_a_timm_model_is_made_by_name(capsys):
         (("absent.pt",), "expected a weights file, found no absent.pt"),
         ((os.curdir,), "expected a folder with one weights file or an index"),
         (("FILE", "--pretrained"), "expected a timm model name with --pretrained"),
-        (("FILE", "--key", "ema"), "expected key to be one of"),
+        (("FILE", "--key", "ema"), "expected no key, as nothing in"),
         (("FILE", "--s", "-1"), "expected s as a finite number ≥ 0, got -1.0"),
         (("FILE", "--near", "-1"), "expected near as an angle from 0 to π"),
         (("FILE", "--plot", "angles.xyz"), "xyz"),
@@ -236,6 +236,8 @@ def test_nested_checkpoints(tmp_path, network, capsys):
 
     torch.save({"generator": state, "discriminator": other} | rest, path)
     assert "one of ['discriminator', 'generator']" in refused(path)
+    with pytest.raises(ValueError, match=r"expected key to be one of .*, got 'ema': .*checkpoint.pt"):
+        load_state_dict(path, "ema")
     main(["inspect", str(path), "--key", "generator"])
     assert capsys.readouterr().out == layer_table(inspect(state)) + "\n"
     torch.save(rest, path)

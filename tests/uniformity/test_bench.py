@@ -1,8 +1,9 @@
 import json
+import re
 import sys
 
 import pytest
-from mhe_uniformity import cli
+from mhe_uniformity import bench, cli
 from mhe_uniformity.bench import Cost, distribution_names, measure, plot, write_table
 from support.programs import run_program
 
@@ -67,3 +68,26 @@ def test_the_command_measures_in_fresh_processes(tmp_path):
     assert [(cost["name"], cost["N"], cost["d"]) for cost in costs] == [
         (name, N, d) for name in ("koleo", "half_mhe") for N, d in SIZES
     ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--regularizers", "koleo"),
+        ("--quick", None),
+        ("--most-seconds", "5"),
+        ("--output", "elsewhere"),
+    ],
+)
+def test_every_flag_changes_what_is_measured(flag, value, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(bench, "bench", lambda *arguments: asked.append(arguments) or "table")
+    cli.main(["bench"])
+    cli.main(["bench", flag, *([value] if value else [])])
+    plain, changed = asked
+    assert sum(a != b for a, b in zip(plain, changed, strict=True)) == 1
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    shown = set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE))
+    assert shown == {"--regularizers", "--quick", "--most-seconds", "--output"}

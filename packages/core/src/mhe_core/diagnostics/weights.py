@@ -205,8 +205,12 @@ def find_state_dict(content: Any, key: str | None, path: Path) -> dict[str, Tens
     """The mapping of names to tensors that is meant."""
     candidates = dict(state_dicts(content))
     if key is not None:
+        if "" in candidates:
+            raise WeightsFileError(f"expected no key, as nothing in {path} is nested, got {key!r}")
         if key not in candidates:
-            raise WeightsFileError(f"expected key to be one of {names(candidates)}, got {key!r}")
+            raise WeightsFileError(
+                f"expected key to be one of {names(candidates)}, got {key!r}: {path}"
+            )
         return candidates[key]
     if len(candidates) == 1 or "" in candidates:
         return candidates.get("") or next(iter(candidates.values()))
