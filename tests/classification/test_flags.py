@@ -54,7 +54,7 @@ def entries(tmp_path_factory):
         "decay_norm_bias": Changes(False, given={"weight_decay": 0.1}),
         "image_size": Changes(16),
         "validation_fraction": Changes(0.2),
-        "recipe": Changes("released", given={"warmup": None, "lr": None}),
+        "recipe": Changes("fast", "released", given={"warmup": None, "lr": None}),
         "loss": Changes("released"),
         "label_smoothing": Changes(0.1),
         "mixup": Changes(0.5),

@@ -24,6 +24,12 @@ def test_the_released_loss_is_its_formula():
 def test_the_recipe_fills_what_is_not_given(tmp_path):
     stable = ClassificationConfig(output=tmp_path)
     assert (stable.loss, stable.schedule, stable.epochs) == ("cross_entropy", "cosine", 30)
+    assert (stable.optimizer, stable.ema) == ("momentum", 0.0)
+    fast = ClassificationConfig(output=tmp_path, recipe="fast")
+    assert (fast.loss, fast.optimizer, fast.lr, fast.ema) == ("cross_entropy", "sgd", 0.1, 0.998)
+    assert (fast.label_smoothing, fast.warmup, fast.schedule) == (0.1, 0.2, "cosine")
+    own = ClassificationConfig(output=tmp_path, recipe="fast", optimizer="adamw", ema=0.0)
+    assert (own.optimizer, own.ema) == ("adamw", 0.0)
     released = ClassificationConfig(output=tmp_path, recipe="released", regularizer="half_mhe")
     assert (released.loss, released.lr, released.steps) == ("released", 0.1, 42_500)
     assert released.milestones == [20_000, 30_000, 37_500]

@@ -47,7 +47,8 @@ class ClassificationConfig(TrainingConfig):
         image_size: height and width of the images; default: 32 for digits, else the images' own.
         flip: mirror training images at random; default: yes, except for digits.
         validation_fraction: part of the training images held out to choose checkpoints/best.
-        recipe: stable, or released with every detail of the published program.
+        recipe: stable; fast, for small networks and few epochs; or released with every detail of
+            the published program.
         loss: cross_entropy, or released, the published program's.
         label_smoothing: probability spread over all classes.
         mixup: alpha of mixup; 0 for none.
@@ -90,13 +91,13 @@ class ClassificationConfig(TrainingConfig):
     image_size: int | None = None
     flip: bool | None = None
     validation_fraction: float = 0.0
-    recipe: Literal["stable", "released"] = "stable"
+    recipe: Literal["stable", "fast", "released"] = "stable"
     loss: Literal["cross_entropy", "released"] | None = None
     label_smoothing: float | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
     random_erasing: float = 0.0
-    optimizer: str = "momentum"
+    optimizer: str | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     decay_norm_bias: bool = True
@@ -104,7 +105,7 @@ class ClassificationConfig(TrainingConfig):
     milestones: list[int] | None = None
     warmup: float | None = None
     bn_momentum: float | None = None
-    ema: float = 0.0
+    ema: float | None = None
     accumulate: int = 1
     eval_every: int | None = None
     power_s: Literal["0", "1", "2", "a0", "a1", "a2"] | None = None
