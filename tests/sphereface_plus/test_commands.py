@@ -162,7 +162,7 @@ def test_compare_makes_table_and_curves_and_skips_what_is_done(tmp_path, capsys)
         ]
         assert method["test_accuracy"]["mean"] == pytest.approx(100 * np.mean(accuracies))
         assert method["test_accuracy"]["std"] == pytest.approx(100 * np.std(accuracies, ddof=1))
-    assert "m = 4, mhe minus none" in (tmp_path / "differences.md").read_text()
+    assert "m4, mhe minus none" in (tmp_path / "differences.md").read_text()
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5
     untouched = (tmp_path / "m1" / "seed0" / "metrics.jsonl").stat().st_mtime_ns
     compare_main(command)

@@ -1,6 +1,7 @@
 """Every flag of sphereface-plus changes what is written, or is known not to."""
 
 import pytest
+from mhe_core.errors import UserError
 from sphereface_plus import compare as compare_command
 from sphereface_plus.config import FaceConfig
 from sphereface_plus.test import TestConfig
@@ -137,3 +138,11 @@ def test_flags_of_compare(planned):
     found = [(config.margin, config.regularizer) for config in methods.values()]
     assert found == [(1, "none"), (1, "mhe"), (3, "none"), (3, "mhe")]
     assert seeds == [3, 5]
+    methods, _ = planned({"heads": "arcface,adaface", "regularizers": "none,mhe"})
+    assert list(methods) == ["arcface", "arcface-mhe", "adaface", "adaface-mhe"]
+    found = [(config.variant, config.head, config.margin) for config in methods.values()]
+    assert found == [("arcface", None, 0.5)] * 2 + [("a_softmax", "adaface", None)] * 2
+    methods, _ = planned({"heads": "arcface", "margin": 0.3})
+    assert {config.margin for config in methods.values()} == {0.3}
+    with pytest.raises(UserError, match="expected --margins or --heads, got both"):
+        planned({"heads": "arcface", "margins": "1,2"})

@@ -1,4 +1,4 @@
-"""``sphereface-plus compare``: margins × regularizers × seeds, a table and curves."""
+"""``sphereface-plus compare``: margins or heads × regularizers × seeds, a table and curves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+from mhe_core.errors import UserError
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.compare import (
     Column,
@@ -46,17 +48,20 @@ PANELS = (
 
 @dataclass(kw_only=True)
 class CompareConfig(FaceConfig):
-    """Train every margin with every regularizer and seed; the other flags are those of train.
+    """Train every margin or head with every regularizer and seed; other flags are those of train.
 
     Attributes:
         output: the folder of the runs, the table and the curves.
-        margins: which m, with commas between.
+        margins: which m, with commas between; default: 1,2,3,4.
+        heads: in place of margins, which heads, with commas between; each has the margin that was
+            published for it, unless --margin gives one.
         regularizers: which, with commas between; the others are compared with the first.
         seeds: which, with commas between.
     """
 
     output: Path = Path("runs/compare")
-    margins: str = "1,2,3,4"
+    margins: str | None = None
+    heads: str | None = None
     regularizers: str = field(default_factory=lambda: f"none,{asked_for('mhe')}")
     seeds: str = "0,1,2"
 
@@ -67,12 +72,12 @@ def compare(config: CompareConfig) -> str:
     Returns:
         The tables as Markdown.
     """
-    settings = {field.name: getattr(config, field.name) for field in fields(FaceConfig)}
-    margins = [float(margin) for margin in comma_separated(config.margins)]
+    given = {field.name: getattr(config, field.name) for field in fields(FaceConfig)}
+    losses = compared_losses(config)
     regularizers = comma_separated(config.regularizers)
     methods = {
-        label(margin, name): FaceConfig(**{**settings, "margin": margin, "regularizer": name})
-        for margin in margins
+        label(loss, name): FaceConfig(**{**given, **settings, "regularizer": name})
+        for loss, settings in losses.items()
         for name in regularizers
     }
     seeds = [int(seed) for seed in comma_separated(config.seeds)]
@@ -85,7 +90,7 @@ def compare(config: CompareConfig) -> str:
     )
     table = write_table(comparison, COLUMNS, config.output)
     if len(regularizers) > 1:
-        differences = difference_table(comparison, margins, regularizers)
+        differences = difference_table(comparison, list(losses), regularizers)
         write_atomically(config.output / "differences.md", differences)
         table += "\n" + differences
     picture = plot_curves(comparison, PANELS, config.output / "curves.png")
@@ -93,23 +98,35 @@ def compare(config: CompareConfig) -> str:
     return table
 
 
-def label(margin: float, regularizer: str) -> str:
+def compared_losses(config: CompareConfig) -> dict[str, dict[str, Any]]:
+    """The settings of each margin, or of each head, by the name of its folder."""
+    if config.heads is None:
+        margins = map(float, comma_separated(config.margins or "1,2,3,4"))
+        return {f"m{margin:g}": {"margin": margin} for margin in margins}
+    if config.margins is not None:
+        raise UserError(
+            f"expected --margins or --heads, got both ({config.margins} and {config.heads})"
+        )
+    return {head: {"head": head} for head in comma_separated(config.heads)}
+
+
+def label(loss: str, regularizer: str) -> str:
     """A method's name, and that of its folder."""
-    return f"m{margin:g}" if regularizer == "none" else f"m{margin:g}-{regularizer}"
+    return loss if regularizer == "none" else f"{loss}-{regularizer}"
 
 
 def difference_table(
-    comparison: Comparison, margins: Sequence[float], regularizers: Sequence[str]
+    comparison: Comparison, losses: Sequence[str], regularizers: Sequence[str]
 ) -> str:
-    """At each margin, what each regularizer changes: the mean over seeds and its 95 % interval."""
+    """With each loss, what each regularizer changes: the mean over seeds and its 95 % interval."""
     first, *others = regularizers
     columns = common_columns(comparison, COLUMNS[:-1])
     titles = ["paired difference", *(column.title for column in columns)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for margin in margins:
-        baseline = comparison.summaries[label(margin, first)]
+    for loss in losses:
+        baseline = comparison.summaries[label(loss, first)]
         for name in others:
-            runs = comparison.summaries[label(margin, name)]
+            runs = comparison.summaries[label(loss, name)]
             cells = [
                 shown_difference(
                     paired_difference(values(runs, column), values(baseline, column)),
@@ -117,7 +134,7 @@ def difference_table(
                 )
                 for column in columns
             ]
-            lines.append(f"| m = {margin:g}, {name} minus {first} | {' | '.join(cells)} |")
+            lines.append(f"| {loss}, {name} minus {first} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
