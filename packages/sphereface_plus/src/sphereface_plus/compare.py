@@ -65,6 +65,11 @@ class CompareConfig(FaceConfig):
     regularizers: str = field(default_factory=lambda: f"none,{asked_for('mhe')}")
     seeds: str = "0,1,2"
 
+    def _settle_head(self) -> None:
+        """Margin and scale are those of each head, which compare goes through."""
+        if self.heads is None:
+            super()._settle_head()
+
 
 def compare(config: CompareConfig) -> str:
     """Train what is not yet trained; write table.md, table.json, differences.md and curves.png.
