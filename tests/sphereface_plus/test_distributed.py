@@ -1,7 +1,6 @@
 """Two processes against one: the same batches, the same weights, whole or sharded class vectors."""
 
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from mhe_core import create_regularizer, hyperspherical_energy, register_regular
 from mhe_core.energy import Gaussian
 from mhe_core.training.checkpoint import load_checkpoint
 from sphereface_plus.config import FaceConfig
-from sphereface_plus.penalty import sharded_energy
+from sphereface_plus.penalty import energy_of_rows
 from sphereface_plus.train import train
 from support.forks import run_processes
 from support.runs import records
@@ -78,7 +77,7 @@ def test_sharded_class_vectors_are_not_clipped(tmp_path):
 def test_sharded_class_vectors_take_no_regularizer_that_needs_them_all(tmp_path, name, anchors):
     settings = FaceConfig(output=tmp_path, regularizer=name, anchors=anchors, shard_classes=True)
     with pytest.raises(ValueError, match=f"--shard-classes goes with.* got {name} and {anchors}"):
-        sharded_energy(name, settings, SimpleNamespace(num_classes=30, dim=50))
+        energy_of_rows(name, settings, 30, 50)
 
 
 class Uniform(nn.Module):
@@ -99,6 +98,6 @@ def test_sharded_class_vectors_have_the_energy_of_the_regularizer(tmp_path, monk
     monkeypatch.setattr(registry, "_registered", {})
     register_regularizer("uniform", Uniform)
     settings = FaceConfig(output=tmp_path, regularizer=name, shard_classes=True)
-    energy = sharded_energy(name, settings, SimpleNamespace(num_classes=30, dim=8))
+    energy = energy_of_rows(name, settings, 30, 8)
     vectors = torch.randn(30, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(energy(vectors), create_regularizer(name, 30, 8)(vectors))

@@ -25,6 +25,7 @@ BASE = {"model": "sfnet4", "width": 0.1, "dim": 8, "batch_size": 8, "steps": 2, 
 BASE |= {"eval_every": 2, "checkpoint_every": 2, "lr": 0.02, "warmup": 0.0, "device": "cpu"}
 BASE |= {"image_size": "16x16"}
 MHE = {"regularizer": "mhe"}
+SAMPLED = {"sample_rate": 0.75}
 
 PAIRS = "2\t1\na\t1\t2\na\t1\tb\t1\nb\t1\t2\na\t2\tb\t2\n"
 OTHER_PAIRS = "2\t1\na\t3\t4\na\t3\tb\t4\nb\t3\t4\na\t4\tb\t3\n"
@@ -54,7 +55,8 @@ def entries(tmp_path_factory):
         "hidden_regularizer": Changes("mhe"),
         "hidden_weight": Changes(3.0, given={"hidden_regularizer": "mhe"}),
         "regularizer_start": Changes(1, given=MHE),
-        "anchors": Changes("batch", given={**MHE, "batch_size": 4}),
+        "anchors": Changes("batch", "sampled", given={**MHE, **SAMPLED, "batch_size": 2}),
+        "penalty_every": Changes(2, given=MHE),
         "dim": Changes(6),
         "head": Changes("sphereface2", "magface"),
         "head_options": Changes({"l_margin": 0.1}, given={"head": "magface"}),
@@ -62,6 +64,7 @@ def entries(tmp_path_factory):
         "margin": Changes(2.0),
         "scale": Changes(10.0, given={"variant": "cosface"}),
         "annealing": Changes({"base": 5.0}),
+        "sample_rate": Changes(0.5, given={"batch_size": 2}),
         "shard_classes": Same("in one process it is the same head, but for rounding"),
         "init": Changes(folder / "first"),
         "image_size": Changes("24x16"),

@@ -32,7 +32,10 @@ class FaceConfig(TrainingConfig):
         mhe_weight: the same, by its published name.
         hidden_regularizer: of the backbone's layers, weighted by --hidden-weight; or none.
         regularizer_start: the step from which on energies count.
-        anchors: energy of all class vectors, or of those in the batch with all others.
+        anchors: energy of all class vectors, of those in the batch with all others, or of those
+            that --sample-rate has sampled with each other.
+        penalty_every: steps between two uses of the regularizers, each of which then counts that
+            many times.
         dim: dimension of the embedding.
         head: the loss over the classes, by name (list_heads): a published one, or an installed
             plug-in's; default: the one of --variant.
@@ -42,6 +45,8 @@ class FaceConfig(TrainingConfig):
         scale: s of the normalised heads; default: the head's published one, 30 for a variant.
         annealing: schedule of a_softmax's lambda, max(minimum, base / (1 + gamma t) ^ power).
         shard_classes: each process holds a part of the class vectors, for very many classes.
+        sample_rate: part of the classes that a step's loss is over, the batch's own and others at
+            random (PartialFC); 1: all.
         init: a run whose weights to start from, such as one without MHE, or a file with published
             ones of the backbone; with other people or another head, a run's class vectors are not
             taken over, and lambda starts anew.
@@ -74,7 +79,8 @@ class FaceConfig(TrainingConfig):
     mhe_weight: float | None = None
     hidden_regularizer: str = "none"
     regularizer_start: int = 0
-    anchors: Literal["all", "batch"] = "all"
+    anchors: Literal["all", "batch", "sampled"] = "all"
+    penalty_every: int = 1
     dim: int = 512
     head: str | None = None
     head_options: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +89,7 @@ class FaceConfig(TrainingConfig):
     scale: float | None = None
     annealing: Annealing = field(default_factory=Annealing)
     shard_classes: bool = False
+    sample_rate: float = 1.0
     init: Path | None = None
     image_size: str | None = None
     flip: bool | None = None
@@ -117,7 +124,7 @@ class FaceConfig(TrainingConfig):
             self.output_weight = self.mhe_weight
         if self.flip is None:
             self.flip = self.data != "digits"
-        for name in ("dim", "eval_every"):
+        for name in ("dim", "eval_every", "penalty_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"expected --{name.replace('_', '-')} above 0, got {value}")
@@ -128,6 +135,10 @@ class FaceConfig(TrainingConfig):
                 )
         if self.warmup is None or not 0 <= self.warmup < 1:
             raise UserError(f"expected --warmup at least 0 and below 1, got {self.warmup}")
+        if not 0 < self.sample_rate <= 1:
+            raise UserError(f"expected --sample-rate above 0 and at most 1, got {self.sample_rate}")
+        if self.anchors == "sampled" and self.sample_rate == 1:
+            raise UserError("expected --sample-rate below 1 with --anchors sampled, got 1")
         if self.shard_classes and self.amp == "fp16":
             raise UserError("--shard-classes goes with --amp no or bf16, got fp16")
         if self.shard_classes and self.clip_grad:

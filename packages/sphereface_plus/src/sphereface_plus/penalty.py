@@ -9,6 +9,7 @@ import torch
 from mhe_core import (
     NetworkRegularizer,
     create_regularizer,
+    hyperspherical_energy,
     sharded_hyperspherical_energy,
 )
 from mhe_core.energy import Potential
@@ -38,12 +39,17 @@ class Penalty(nn.Module):
     def __init__(self, config: FaceConfig, model: FaceModel) -> None:
         super().__init__()
         self.weight, self.start = config.output_weight, config.regularizer_start
+        self.every = config.penalty_every
         name = None if config.regularizer == "none" else config.regularizer
         hidden = None if config.hidden_regularizer == "none" else config.hidden_regularizer
         self.anchored: nn.Module | None = None
-        self.sharded: Callable[[Tensor], Tensor] | None = None
-        if name is not None and isinstance(model.head, ShardedSphereFaceHead):
-            self.sharded, name = sharded_energy(name, config, model.head), None
+        self.energy: Callable[[Tensor], Tensor] | None = None
+        self.sampled = config.anchors == "sampled"
+        if name is not None and (config.shard_classes or self.sampled):
+            sizes = (len(model.class_vectors), config.dim)
+            if isinstance(model.head, ShardedSphereFaceHead):
+                sizes = (model.head.num_classes, config.dim)
+            self.energy, name = energy_of_rows(name, config, *sizes), None
         elif name is not None and config.anchors == "batch":
             self.anchored, name = anchored_regularizer(name, config, model.head), None
         self.network = NetworkRegularizer(
@@ -57,28 +63,48 @@ class Penalty(nn.Module):
             rules=config.rules,
         )
 
-    def forward(self, step: int, class_vectors: Tensor, labels: Tensor) -> Tensor:
-        """The penalty of a step: class vectors [C, d], labels [B] of the batch."""
-        if step < self.start:
-            return torch.zeros((), device=labels.device)
-        energy = self.network().to(labels.device)
-        own = self._of_class_vectors(labels)
-        return energy if own is None else energy + clipped_penalty(own, class_vectors)
+    def forward(
+        self, step: int, class_vectors: Tensor, labels: Tensor, classes: Tensor | None = None
+    ) -> Tensor:
+        """The penalty of a step.
 
-    def _of_class_vectors(self, labels: Tensor) -> Callable[[Tensor], Tensor] | None:
+        Args:
+            step: the step.
+            class_vectors: those that this process holds, ``[C, d]``.
+            labels: of its batch, ``[B]``.
+            classes: those of them that the step's loss is over; None: all.
+        """
+        if step < self.start or self._skips(step):
+            return torch.zeros((), device=labels.device)
+        penalty = self.network().to(labels.device)
+        own = self._of_class_vectors(labels, classes if self.sampled else None)
+        if own is not None:
+            penalty = penalty + clipped_penalty(own, class_vectors)
+        return self.every * penalty
+
+    def _of_class_vectors(
+        self, labels: Tensor, classes: Tensor | None
+    ) -> Callable[[Tensor], Tensor] | None:
         """The class vectors' weighted energy, where it is not the network regularizer's."""
         if (anchored := self.anchored) is not None:
             return lambda vectors: self.weight * anchored(vectors, anchors=labels.unique())
-        if (sharded := self.sharded) is not None:
-            return lambda vectors: self.weight * sharded(vectors)
+        if (energy := self.energy) is not None:
+            rows = slice(None) if classes is None else classes
+            return lambda vectors: self.weight * energy(vectors[rows])
         return None
 
-    def update(self, class_vectors: Tensor, lr: float) -> None:
+    def update(self, step: int, class_vectors: Tensor, lr: float) -> None:
         """Advance the regularizers' state, once a step and before :meth:`forward`."""
+        if self._skips(step):
+            return
         self.network.update(lr)
         update = getattr(self.anchored, "update", None)
         if update is not None:
             update(class_vectors.detach(), lr)
+
+    def _skips(self, step: int) -> bool:
+        """Whether the step is one of those between two uses."""
+        return (step - self.start) % self.every != 0
 
 
 def anchored_regularizer(name: str, config: FaceConfig, head: nn.Module) -> nn.Module:
@@ -90,16 +116,19 @@ def anchored_regularizer(name: str, config: FaceConfig, head: nn.Module) -> nn.M
     return regularizer
 
 
-def sharded_energy(
-    name: str, config: FaceConfig, head: ShardedSphereFaceHead
+def energy_of_rows(
+    name: str, config: FaceConfig, num_classes: int, dim: int
 ) -> Callable[[Tensor], Tensor]:
-    """The exact energy of the class vectors of all processes, given this one's."""
-    regularizer = create_regularizer(name, head.num_classes, head.dim, **config.regularizer_options)
+    """The exact energy of class vectors with each other, those of other processes among them."""
+    regularizer = create_regularizer(name, num_classes, dim, **config.regularizer_options)
     potential = getattr(regularizer, "potential", None)
     if not isinstance(potential, Potential) or config.anchors == "batch":
+        flag = "--shard-classes" if config.shard_classes else "--anchors sampled"
         raise UserError(
-            "--shard-classes goes with --anchors all and a --regularizer that is the mean of a "
+            f"{flag} goes with --anchors all or sampled and a --regularizer that is the mean of a "
             f"potential over pairs, such as mhe and half_mhe, got {name} and {config.anchors}"
         )
     half_space = bool(getattr(regularizer, "half_space", False))
-    return partial(sharded_hyperspherical_energy, potential=potential, half_space=half_space)
+    if config.shard_classes:
+        return partial(sharded_hyperspherical_energy, potential=potential, half_space=half_space)
+    return partial(hyperspherical_energy, potential=potential, half_space=half_space)

@@ -7,6 +7,7 @@ processes; the margin is applied where the label lives. The softmax over all cla
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class ShardedSphereFaceHead(SphereFaceHead):
     def __init__(self, dim: int, num_classes: int, **options: Any) -> None:
         if not (dist.is_available() and dist.is_initialized()):
             raise UserError("expected several processes (torchrun, accelerate launch), got one")
-        share = -(-num_classes // dist.get_world_size())
+        self.share = share = -(-num_classes // dist.get_world_size())
         self.start = dist.get_rank() * share
         own = min(share, num_classes - self.start)
         if num_classes <= share * (dist.get_world_size() - 1):
@@ -69,10 +70,18 @@ class ShardedSphereFaceHead(SphereFaceHead):
         """This process's classes."""
         return slice(self.start, self.start + len(self.weight))
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross entropy over the images of all processes; features ``[B, d]`` of this one."""
-        logits = self.logits(features, labels)
-        loss = functional.cross_entropy(logits, gathered(labels, logits.device_mesh))
+    def forward(self, features: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Mean cross entropy over the images of all processes; features ``[B, d]`` of this one.
+
+        With ``classes``, ascending, over these alone of the ones that this process holds; they
+        have all labels of all processes that are among its own.
+        """
+        if classes is None:
+            logits = self.logits(features, labels)
+            targets = gathered(labels, logits.device_mesh)
+        else:
+            logits, targets = self._sampled_logits(features, labels, classes)
+        loss = functional.cross_entropy(logits, targets)
         if self.training:
             self.iteration += 1
         return loss.to_local() if isinstance(loss, DTensor) else loss
@@ -81,16 +90,36 @@ class ShardedSphereFaceHead(SphereFaceHead):
         self, features: Tensor, labels: Tensor, lam: float | Tensor | None = None
     ) -> DTensor:
         """Logits of all processes' images, ``[processes · B, C]``, a DTensor sharded by class."""
+        mesh, everyones, own = self._everyones(features, labels)
+        part = self.margin_logits(everyones, own, lam)
+        return sharded_by_class(part, mesh, self.num_classes)
+
+    def _everyones(self, features: Tensor, labels: Tensor) -> tuple[DeviceMesh, Tensor, Tensor]:
+        """Features of all processes, and labels, as this one's classes; −1 for another's."""
         check_batch(features, labels, self.dim, self.num_classes)
         mesh = init_device_mesh(features.device.type, (dist.get_world_size(),))
-        everyones = gathered(features, mesh)
         own = gathered(labels, mesh) - self.start
         own = torch.where((own >= 0) & (own < len(self.weight)), own, -1)
-        part = self.margin_logits(everyones, own, lam)
-        shape = torch.Size((len(part), self.num_classes))
-        return DTensor.from_local(
-            part, mesh, [Shard(1)], run_check=False, shape=shape, stride=(self.num_classes, 1)
-        )
+        return mesh, gathered(features, mesh), own
+
+    def _sampled_logits(
+        self, features: Tensor, labels: Tensor, classes: Tensor
+    ) -> tuple[DTensor, Tensor]:
+        """Logits of the sampled classes, as many columns a process, and the labels' columns.
+
+        A process with fewer classes than another has columns of −∞, which no softmax counts.
+        """
+        mesh, everyones, own = self._everyones(features, labels)
+        place = torch.where(own >= 0, torch.searchsorted(classes, own), -1)
+        part = self.margin_logits(everyones, place, weight=self.weight[classes])
+        width = torch.tensor(len(classes), device=features.device)
+        dist.all_reduce(width, dist.ReduceOp.MAX)
+        columns = int(width)
+        part = functional.pad(part, (0, columns - len(classes)), value=-math.inf)
+        # Only the process that holds a label reads its column.
+        owner = gathered(labels, mesh) // self.share
+        targets = owner * columns + place.clamp_min(0)
+        return sharded_by_class(part, mesh, columns * dist.get_world_size()), targets
 
     def gather_rows(self, part: Tensor) -> Tensor:
         """All processes' rows in process 0, in its main memory; the others keep their own."""
@@ -99,6 +128,14 @@ class ShardedSphereFaceHead(SphereFaceHead):
             parts = [None] * dist.get_world_size()
         dist.gather_object(part.detach().cpu(), parts, group=self.main_memory)
         return part if parts is None else torch.cat(parts)
+
+
+def sharded_by_class(part: Tensor, mesh: DeviceMesh, columns: int) -> DTensor:
+    """Logits ``[B, columns]`` of which each process has its classes' columns."""
+    shape = torch.Size((len(part), columns))
+    return DTensor.from_local(
+        part, mesh, [Shard(1)], run_check=False, shape=shape, stride=(columns, 1)
+    )
 
 
 def gathered(part: Tensor, mesh: DeviceMesh) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from mhe_core import hyperspherical_energy, sharded_hyperspherical_energy
 from mhe_core.diagnostics import angle_statistics
-from mhe_core.errors import users_request
+from mhe_core.errors import UserError, users_request
 from mhe_core.training.augment import normalize, random_flip
 from mhe_core.training.clipping import clip_gradients
 from mhe_core.training.command import parse, run_command
@@ -30,6 +30,7 @@ from sphereface_plus.data import FaceSets, load_faces
 from sphereface_plus.embedding import FaceModel, verify
 from sphereface_plus.initial import start_from
 from sphereface_plus.penalty import Penalty
+from sphereface_plus.sampling import sample_classes, sampled_loss
 from sphereface_plus.sharded import (
     ShardedSphereFaceHead,
     gather_optimizer_state,
@@ -73,6 +74,11 @@ class Trainer:
         if config.init is not None:
             start_from(config.init, self.model, config.model, data.train.classes)
         check_image_size(config, self.model.backbone, data.train.size)
+        if config.sample_rate < 1 and not getattr(self.model.head, "may_sample_classes", False):
+            raise UserError(
+                "--sample-rate goes with a head that may be computed on a part of its class "
+                f"vectors, got --head {config.head} (see may_sample_classes of heads.Head)"
+            )
         self.model.to(accelerator.device)
         with users_request(f"--regularizer {config.regularizer}"):
             self.penalty = Penalty(config, self.model).to(accelerator.device)
@@ -133,15 +139,16 @@ class Trainer:
             group["lr"] = lr
         self.backbone.train()
         self.head.train()
-        self.penalty.update(self.model.class_vectors, lr)
+        self.penalty.update(step, self.model.class_vectors, lr)
         self.optimizer.zero_grad()
         with self.loss_context():
             embeddings = self.backbone(images)
             if self.config.shard_classes:  # of the loss of all processes' images, to be averaged
                 embeddings.register_hook(lambda g: g * self.accelerator.num_processes)
-            loss = self.head(embeddings, labels)
+            classes = self.sampled_classes(step, labels)
+            loss = self.loss(embeddings, labels, classes)
             # After the head, which may replace its class vectors by their directions.
-            penalty = self.penalty(step, self.model.class_vectors, labels)
+            penalty = self.penalty(step, self.model.class_vectors, labels, classes)
             self.accelerator.backward(loss + penalty)
         clip_gradients(self.accelerator, self.optimizer, self.config.clip_grad)
         self.optimizer.step()
@@ -151,6 +158,25 @@ class Trainer:
             "penalty": penalty,
             "lr": lr,
         }
+
+    def sampled_classes(self, step: int, labels: Tensor) -> Tensor | None:
+        """Those of this process's class vectors that the step's loss is over; None: all."""
+        config, head = self.config, self.model.head
+        if config.sample_rate == 1:
+            return None
+        everyones, shard = self.accelerator.gather(labels), 0
+        if isinstance(head, ShardedSphereFaceHead):
+            everyones, shard = everyones - head.start, self.accelerator.process_index
+        number = len(self.model.class_vectors)
+        return sample_classes(everyones, number, config.sample_rate, config.seed, step, shard)
+
+    def loss(self, embeddings: Tensor, labels: Tensor, classes: Tensor | None) -> Tensor:
+        """The head's loss, over the sampled classes if there are such."""
+        if classes is None:
+            return self.head(embeddings, labels)
+        if self.config.shard_classes:
+            return self.head(embeddings, labels, classes)
+        return sampled_loss(self.head, self.model.class_vectors, embeddings, labels, classes)
 
     def evaluate(self) -> dict[str, float]:
         """Verification of unseen people, and how far apart the class vectors are."""

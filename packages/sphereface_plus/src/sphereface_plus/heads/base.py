@@ -42,10 +42,14 @@ class Head(nn.Module):
 
     Attributes:
         weight: the class vectors, ``[C, d]``.
+        may_sample_classes: whether the loss may be that of a part of the class vectors
+            (--sample-rate): it reads them, and does not write them.
 
     Raises:
         ValueError: if a size is not positive.
     """
+
+    may_sample_classes = True
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()

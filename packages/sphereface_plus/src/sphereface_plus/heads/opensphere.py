@@ -44,6 +44,8 @@ class RenormalizedHead(Head):
     refuses to go back through class vectors that have been replaced meanwhile.
     """
 
+    may_sample_classes = False
+
     def cosines(self, features: Tensor) -> Tensor:
         """The cosines of features ``[B, d]`` with all class vectors, ``[B, C]``."""
         directions = unit_rows(self.weight.detach())

@@ -197,12 +197,19 @@ class SphereFaceHead(Head):
         return self.margin_logits(features, labels, lam)
 
     def margin_logits(
-        self, features: Tensor, labels: Tensor, lam: float | Tensor | None = None
+        self,
+        features: Tensor,
+        labels: Tensor,
+        lam: float | Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
-        """What :meth:`logits` does once its arguments are checked; label −1 has no margin."""
+        """What :meth:`logits` does once its arguments are checked; label −1 has no margin.
+
+        With ``weight``, of these class vectors in place of all.
+        """
         with torch.autocast(features.device.type, enabled=False):
             x = features.to(torch.promote_types(features.dtype, torch.float32))
-            weight = self.weight.to(x.dtype)
+            weight = (self.weight if weight is None else weight).to(x.dtype)
             if self.variant == "softmax":
                 return x @ weight.mT
             cosines = unit_rows(x) @ unit_rows(weight).mT
