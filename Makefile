@@ -88,7 +88,8 @@ $(VENV)/.development: $(BIN)/pip requirements-dev.txt $(wildcard packages/*/pypr
 .venv-lowest/.development: requirements-dev.txt $(wildcard packages/*/pyproject.toml)
 	$(LOWEST_PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check uv
-	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct \
+	.venv-lowest/bin/uv pip install --quiet --compile-bytecode --python .venv-lowest \
+		--resolution lowest-direct \
 		-r requirements-dev.txt
 	touch $@
 
