@@ -6,6 +6,9 @@ import pytest
 import torch
 from mhe_classification.config import ClassificationConfig
 from mhe_classification.recipes import loss_function
+from mhe_classification.train import build_regularizer
+from mhe_core import hyperspherical_energy
+from mhe_core.errors import UserError
 
 
 def test_the_released_loss_is_its_formula():
@@ -33,7 +36,7 @@ def test_the_recipe_fills_what_is_not_given(tmp_path):
     released = ClassificationConfig(output=tmp_path, recipe="released", regularizer="half_mhe")
     assert (released.loss, released.lr, released.steps) == ("released", 0.1, 42_500)
     assert released.milestones == [20_000, 30_000, 37_500]
-    assert released.energy_options() == {"convention": "released_code"}
+    assert released.energy_options("half_mhe") == {"convention": "released_code"}
     comhe = ClassificationConfig(output=tmp_path, recipe="released", regularizer="comhe_random")
     assert (comhe.steps, comhe.milestones) == (75_000, [30_000, 50_000, 65_000])
     assert comhe.hidden_options()["projection_dim"] == 40
@@ -47,7 +50,7 @@ def test_the_recipe_fills_what_is_not_given(tmp_path):
 )
 def test_power_s_is_s_and_distance(tmp_path, power, options):
     config = ClassificationConfig(output=tmp_path, power_s=power)
-    assert tuple(config.energy_options().values()) == options
+    assert tuple(config.energy_options("mhe").values()) == options
 
 
 @pytest.mark.parametrize(
@@ -68,3 +71,21 @@ def test_a_hyperparameter_of_another_regularizer_is_refused(tmp_path):
     config = ClassificationConfig(output=tmp_path, regularizer="mhe", num_projections=3)
     with pytest.raises(ValueError, match="has no --num-projections"):
         config.check_hyperparameters()
+
+
+def test_the_released_constants_are_for_regularizers_that_have_them(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
+    config = ClassificationConfig(output=tmp_path, recipe="released", regularizer="so")
+    assert config.hidden_options() == {}
+    regularizer = build_regularizer(config, model)
+    first, output = regularizer.terms().values()
+    weights = [layer.weight.detach() for layer in model]
+    torch.testing.assert_close(
+        first, (weights[0] @ weights[0].T - torch.eye(5)).square().sum(), check_dtype=False
+    )
+    torch.testing.assert_close(
+        output, hyperspherical_energy(weights[1], convention="released_code")
+    )
+    asked = ClassificationConfig(output=tmp_path, regularizer="so", convention="released_code")
+    with pytest.raises(UserError, match="--regularizer so.*convention"):
+        build_regularizer(asked, model)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mhe_core.errors import UserError
+from mhe_core.registry import find_regularizer, hyperparameters_of
 from mhe_core.training.config import TrainingConfig
 from mhe_core.training.naming import own_name
 from mhe_core.training.run import read_config
@@ -165,13 +166,17 @@ class ClassificationConfig(TrainingConfig):
             options["drop_path_rate"] = self.drop_path
         return {**options, **self.model_options}
 
-    def energy_options(self) -> dict[str, Any]:
-        """Options of an energy, for every layer: only those that were asked for."""
+    def energy_options(self, regularizer: str) -> dict[str, Any]:
+        """Options of an energy, for every layer: only those that were asked for.
+
+        The recipe's convention is for regularizers that have one.
+        """
         options: dict[str, Any] = {}
         if self.power_s is not None:
             options["s"] = float(self.power_s.lstrip("a"))
             options["distance"] = "angular" if self.power_s.startswith("a") else "euclidean"
-        if self.convention not in (None, "paper"):
+        asked_for = self.convention != recipe_defaults(self.recipe, regularizer)["convention"]
+        if self.convention not in (None, "paper") and (asked_for or has_convention(regularizer)):
             options["convention"] = self.convention
         return options
 
@@ -179,7 +184,7 @@ class ClassificationConfig(TrainingConfig):
         """Options of the hidden layers' regularizer."""
         named = HYPERPARAMETERS.get(own_name(self.regularizer) or "", ())
         flags = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
-        return {**self.energy_options(), **flags, **self.regularizer_options}
+        return {**self.energy_options(self.regularizer), **flags, **self.regularizer_options}
 
     def check_hyperparameters(self) -> None:
         """Raise a ValueError for a hyperparameter's flag that the regularizer does not have."""
@@ -188,3 +193,9 @@ class ClassificationConfig(TrainingConfig):
             if getattr(self, name) is not None and name not in known:
                 flag = name.replace("_", "-")
                 raise UserError(f"--regularizer {self.regularizer} has no --{flag}")
+
+
+def has_convention(regularizer: str) -> bool:
+    """Whether it has the constants of the paper and of the released code to choose from."""
+    _, factory = find_regularizer(regularizer)
+    return "convention" in {parameter.name for parameter in hyperparameters_of(factory)}

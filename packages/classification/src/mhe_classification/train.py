@@ -59,15 +59,18 @@ def build_regularizer(config: ClassificationConfig, model: nn.Module) -> Network
     output = None if config.output_regularizer == "none" else config.output_regularizer
     if hidden is None and not config.rules:
         return None
+    output = hidden and output
     with users_request(f"--regularizer {config.regularizer}"):
         return NetworkRegularizer(
             model,
             hidden=hidden,
-            output=hidden and output,
+            output=output,
             hidden_weight=config.hidden_weight,
             output_weight=config.output_weight,
             hidden_options=config.hidden_options() if hidden else {},
-            output_options={**config.energy_options(), **config.output_options},
+            output_options={**config.energy_options(output), **config.output_options}
+            if output
+            else {},
             rules=config.rules,
         )
 
