@@ -87,5 +87,5 @@ def test_the_released_constants_are_for_regularizers_that_have_them(tmp_path):
         output, hyperspherical_energy(weights[1], convention="released_code")
     )
     asked = ClassificationConfig(output=tmp_path, regularizer="so", convention="released_code")
-    with pytest.raises(UserError, match="--regularizer so.*convention"):
+    with pytest.raises(UserError, match=r"'so' .*unexpected keyword argument 'convention'"):
         build_regularizer(asked, model)
