@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mhe_core import list_regularizers
+from mhe_core.registry import RegularizerNameError, canonical_name
 
 __all__ = ["CORE", "asked_for", "own_name"]
 
@@ -31,6 +32,8 @@ def own_name(regularizer: str) -> str | None:
         >>> own_name("half_mhe"), own_name("mhe-core:half_mhe"), own_name("elsewhere:half_mhe")
         ('half_mhe', 'half_mhe', None)
     """
-    distribution, _, name = regularizer.rpartition(":")
-    own = {info.name for info in list_regularizers() if info.distribution == CORE}
-    return name if distribution in ("", CORE) and name in own else None
+    try:
+        name = canonical_name(regularizer)
+    except RegularizerNameError:  # unknown, or claimed by another distribution as well
+        return None
+    return None if ":" in name else name
