@@ -69,6 +69,7 @@ class LearnedCoMHE(CoMHE):
             draw_gaussian_(self.projection, self.seed, 0)
             self.lr.zero_()
 
+    # Said again, as a class with a forward of its own is taken to be no bare potential.
     compressed_potential = CoMHE.compressed_potential
 
     def forward(self, neurons: Tensor, anchors: Tensor | None = None) -> Tensor:
