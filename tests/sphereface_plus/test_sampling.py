@@ -187,6 +187,42 @@ dist.destroy_process_group()
 """
 
 
+RECORDED = """
+import sys
+import numpy as np, torch, torch.distributed as dist
+from sphereface_plus.sharded import ShardedSphereFaceHead, loss_parallel
+
+dist.init_process_group("gloo")
+rank, (file, case) = dist.get_rank(), sys.argv[1:]
+v = {name: torch.from_numpy(np.asarray(array)) for name, array in np.load(file).items()}
+x, y, w = (v[f"{case}/{name}"] for name in "xyw")
+_, m, rate = v[f"{case}/m2_m3_rate"].tolist()
+of_rank = {name: v[f"{case}/world2_rank{rank}/{name}"] for name in ("loss", "dx", "dw", "index")}
+head = ShardedSphereFaceHead(x.shape[1], len(w), variant="cosface", m=m, scale=64.0).double()
+assert head.start == v[f"{case}/world2_rank{rank}/class_start"]
+with torch.no_grad():
+    head.weight.copy_(w[head.rows])
+half = len(x) // 2
+own = x[rank * half : (rank + 1) * half].clone().requires_grad_()
+with loss_parallel():
+    classes = of_rank["index"] if rate < 1 else None
+    loss = head(own, y[rank * half : (rank + 1) * half], classes)
+    loss.backward()
+# The published one's is twice the loss's, for DistributedDataParallel to average.
+for found, name in ((loss, "loss"), (2 * own.grad, "dx"), (head.weight.grad, "dw")):
+    torch.testing.assert_close(found, of_rank[name], rtol=1e-9, atol=1e-9)
+print("as recorded")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("case", ["cos_full", "cos_sampled"])
+def test_two_processes_have_the_published_programs_loss_and_gradients(case):
+    file = VECTORS / "partialfc_two_ranks.npz"
+    for done in run_processes(2, "-c", RECORDED, file, case):
+        assert done.stdout == "as recorded\n"
+
+
 def test_shards_with_unequal_samples_have_the_loss_of_the_whole():
     for done in run_processes(2, "-c", SHARDED):
         assert done.stdout == "the same\n"
