@@ -46,6 +46,7 @@ def compared(columns: tuple[Column, ...], content: Mapping[str, Any]) -> str:
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "cifar_family": partial(compared, CIFAR),
     "cifar_family_matrix": MATRIX["as_table"],
+    "orl_margins": partial(compared, FACES),
     "orl_heads": partial(compared, FACES),
     "orl_family": partial(compared, FACES),
 }
