@@ -51,6 +51,7 @@ def entries(tmp_path_factory, classifiers):
         "augment": Changes("color"),
         "sample_every": Changes(1, what="files"),
         "score_every": Changes(2, given=scored, what="records"),
+        "stop_on_collapse": Changes(True, what="records"),
         "best_by": Changes("fid", given=scored, what="records"),  # the best: test_commands
         "num_samples": Changes(30, given=scored, what="records"),
         "feature_extractor": Changes(classifiers[1], given=scored, what="records"),

@@ -74,6 +74,8 @@ class GANConfig(TrainingConfig, ScoreConfig):
         sample_every: steps between two grids of samples, drawn from the same noise.
         score_every: steps between two scores; default: none while it trains.
         best_by: the score that chooses checkpoints/best.
+        stop_on_collapse: end the run where its samples look alike at three evaluations in a row,
+            at the beginning ten; they are looked at with each score, or without scores each grid.
     """
 
     movable_weights: ClassVar[frozenset[str]] = frozenset({"feature_extractor", "weights"})
@@ -101,6 +103,7 @@ class GANConfig(TrainingConfig, ScoreConfig):
     sample_every: int = 1000
     score_every: int | None = None
     best_by: Literal["inception_score", "fid", "kid"] = "inception_score"
+    stop_on_collapse: bool = False
 
     def __post_init__(self) -> None:
         """Fill in what was published, then check."""
@@ -127,6 +130,12 @@ class GANConfig(TrainingConfig, ScoreConfig):
                 f"expected --augment of {', '.join(AUGMENTATIONS)} or none, got "
                 f"{', '.join(unknown)}"
             )
+
+    @property
+    def evaluate_every(self) -> int | None:
+        """Steps between two evaluations, of scores and of how alike samples are; None for none."""
+        alarm = self.sample_every if self.stop_on_collapse else None
+        return alarm if self.score_every is None else self.score_every
 
     def total_steps(self, num_images: int) -> int:
         """Generator steps: --steps, or --epochs of the discriminator's images."""

@@ -211,10 +211,13 @@ class ResNetDiscriminator(nn.Module):
         self.output = nn.Linear(c, 1)
         initialize_glorot(self)
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the output layer is given of the images, [B, c]."""
+        return relu(self.blocks(images)).sum(dim=(2, 3))
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B] for the images."""
-        features = relu(self.blocks(images)).sum(dim=(2, 3))
-        return self.output(features).squeeze(1)
+        return self.output(self.features(images)).squeeze(1)
 
 
 class DiscriminatorBlock(nn.Module):

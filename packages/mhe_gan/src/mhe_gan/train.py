@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from mhe_core import NetworkRegularizer, neuron_matrix
 from mhe_core.diagnostics.bounds import lower_bound
 from mhe_core.errors import users_request
@@ -19,11 +18,13 @@ from mhe_core.training.command import parse, run_command
 from mhe_core.training.compiling import compiled
 from mhe_core.training.images import ImageSet
 from mhe_core.training.loop import Batch, Loop, Stateful, TrainingDiverged, train_run
+from mhe_core.training.processes import from_main_process
 from mhe_core.training.run import Run
 from mhe_core.training.seeding import seed_all
 from torch import Tensor, nn
 
 from mhe_gan.augment import augment
+from mhe_gan.collapse import LIMIT, TrainingCollapsed, collapse_figures, goes_off
 from mhe_gan.config import GANConfig
 from mhe_gan.data import load_split, to_images
 from mhe_gan.losses import discriminator_loss, generator_loss
@@ -38,6 +39,7 @@ __all__ = ["Trainer", "main", "train"]
 
 # A discriminator with so small a loss makes no mistake, and teaches the generator nothing.
 NO_MISTAKE = 1e-3
+COMPARED = 512  # real images, and samples, whose features the collapse alarm compares
 
 
 def train(config: GANConfig, scorer: Scorer | None = None) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def train(config: GANConfig, scorer: Scorer | None = None) -> dict[str, Any]:
         DataError: if the images cannot be trained on.
         RunError: if the directory holds another run.
         TrainingDiverged: if a loss is not finite, or the discriminator made no mistake for long.
+        TrainingCollapsed: if samples look alike for long, and ``config.stop_on_collapse`` is set.
     """
     return train_run(
         config, lambda accelerator, run: prepare(config, accelerator, scorer).loop(run)
@@ -167,11 +170,12 @@ class Trainer:
             train_step=self.step,
             state={name: part for name, part in parts.items() if part is not None},
             figures=self.figures,
-            evaluate=self.scores if config.score_every is not None else None,
-            evaluate_every=config.score_every,
+            evaluate=self.evaluate if config.evaluate_every is not None else None,
+            evaluate_every=config.evaluate_every,
             best="selection" if config.score_every is not None else None,
             facts={"image_size": self.images.size[0]},
             after_step=lambda taken: self.after_step(run, taken),
+            after_record=lambda record: self.after_record(run, record),
         )
 
     def step(self, step: int, batch: Batch) -> dict[str, Tensor | float]:
@@ -281,15 +285,45 @@ class Trainer:
             **{f"singular_value.{name}": value for name, value in singular.items()},
         }
 
-    def scores(self) -> dict[str, float]:
-        """Scores of the main process's samples; ``selection`` is lower where they are better."""
-        scores: list[dict[str, float]] = [{}]
-        if self.scorer is not None:
+    def evaluate(self) -> dict[str, float]:
+        """Figures of the main process's samples: whether they are alike, and scores, if asked for.
+
+        ``selection`` is lower where the score that chooses checkpoints is better.
+        """
+
+        def figures() -> dict[str, float]:
+            generator = self.sampled
+            found = self.collapse(generator)
+            if self.scorer is None:
+                return found
             noise = draw_noise(self.config.num_samples, self.config.seed)
-            scores = [self.scorer(generate(self.sampled, noise))]
-        scores = broadcast_object_list(scores)
-        sign = -1 if METRICS[self.config.best_by].higher_is_better else 1
-        return {**scores[0], "selection": sign * scores[0][self.config.best_by]}
+            scores = self.scorer(generate(generator, noise))
+            sign = -1 if METRICS[self.config.best_by].higher_is_better else 1
+            return {**found, **scores, "selection": sign * scores[self.config.best_by]}
+
+        return from_main_process(self.accelerator, figures)
+
+    @torch.no_grad()
+    def collapse(self, generator: nn.Module) -> dict[str, float]:
+        """How much more alike samples are than real images, in the discriminator's eyes.
+
+        It looks in evaluation mode, so that spectral norm takes no power iteration.
+        """
+        samples = generate(generator, draw_noise(COMPARED, self.config.seed), batch_size=64)
+        self.discriminator.eval()
+        found = [
+            torch.cat([self.discriminator.features(to_images(part)).float() for part in batches])
+            for batches in (self.compared.to(self.accelerator.device).split(64), samples)
+        ]
+        self.discriminator.train()
+        return collapse_figures(*found)
+
+    @cached_property
+    def compared(self) -> Tensor:
+        """Real images that samples are compared with, uint8 [N, 3, h, w], always the same ones."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        chosen = torch.randperm(len(self.images), generator=generator)[:COMPARED]
+        return self.images.__getitems__(chosen.tolist())[0]
 
     @property
     def sampled(self) -> nn.Module:
@@ -319,6 +353,23 @@ class Trainer:
                 f"{taken}, so that the generator learns nothing; the state before that is "
                 f"{run.checkpoints / 'previous'} or {run.checkpoints / 'last'}: a lower --lr, "
                 "--spectral-norm or fewer --n-dis may help"
+            )
+
+    def after_record(self, run: Run, record: dict[str, Any]) -> None:
+        """Stop where the samples looked alike at the last evaluations; their state is saved."""
+        if not self.config.stop_on_collapse or "collapse" not in record:
+            return
+        known = from_main_process(
+            self.accelerator,
+            lambda: [one["collapse"] for one in run.metrics() if "collapse" in one],
+        )
+        if goes_off(known):
+            alike = next(i for i, value in enumerate([*known[::-1], 0]) if value <= LIMIT)
+            raise TrainingCollapsed(
+                f"the samples look alike to the discriminator: collapse, 0 for real images and 1 "
+                f"for one image again and again, was above {LIMIT} at {alike} evaluations in a "
+                f"row, {record['collapse']:.2f} at step {record['step']}, whose state is "
+                f"{run.checkpoints / 'last'}: a lower --lr, --spectral-norm or --augment may help"
             )
 
 

@@ -79,6 +79,8 @@ class Loop:
         others: what stands for other data than the images, such as those it is verified on, by
             flag: a run is continued only where these are the same, wherever they are.
         after_step: called after each step with the number of steps taken, for pictures.
+        after_record: called on all processes with each record once it is written; what it raises
+            ends the run, with its state saved where the record has an evaluation.
     """
 
     run: Run
@@ -95,6 +97,7 @@ class Loop:
     facts: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, str] = field(default_factory=dict)
     after_step: Callable[[int], None] | None = None
+    after_record: Callable[[dict[str, Any]], None] | None = None
 
     _sums: dict[str, Tensor] = field(default_factory=dict, init=False)
     _count: int = field(default=0, init=False)
@@ -204,6 +207,8 @@ class Loop:
         self._sums, self._count = {}, 0
         self.run.log(record)
         progress.report(record, evaluates)
+        if self.after_record is not None:
+            self.after_record(record)
 
     def _save(self, taken: int) -> None:
         """Write checkpoints/last, unless it is of this step."""
