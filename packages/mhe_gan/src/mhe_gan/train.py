@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -311,8 +311,9 @@ class Trainer:
         """
         samples = generate(generator, draw_noise(COMPARED, self.config.seed), batch_size=64)
         self.discriminator.eval()
+        features = cast("Callable[[Tensor], Tensor]", self.discriminator.features)
         found = [
-            torch.cat([self.discriminator.features(to_images(part)).float() for part in batches])
+            torch.cat([features(to_images(part)).float() for part in batches])
             for batches in (self.compared.to(self.accelerator.device).split(64), samples)
         ]
         self.discriminator.train()
