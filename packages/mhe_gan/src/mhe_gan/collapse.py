@@ -52,6 +52,7 @@ def collapse_figures(real: Tensor, samples: Tensor) -> dict[str, float]:
         ``feature_energy_ratio``, and ``collapse``.
 
     Example:
+        >>> import torch
         >>> real = torch.eye(3).repeat(100, 1)
         >>> figures = collapse_figures(real, real[:1].expand(50, 3))
         >>> round(figures["sample_feature_energy"], 4), round(figures["collapse"], 4)
