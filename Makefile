@@ -89,8 +89,7 @@ $(VENV)/.development: $(BIN)/pip requirements-dev.txt $(wildcard packages/*/pypr
 	$(LOWEST_PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check uv
 	.venv-lowest/bin/uv pip install --quiet --compile-bytecode --python .venv-lowest \
-		--resolution lowest-direct \
-		-r requirements-dev.txt
+		--resolution lowest-direct -r requirements-dev.txt
 	touch $@
 
 $(VENV)/.documentation: $(VENV)/.development docs/requirements.txt

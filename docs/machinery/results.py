@@ -16,23 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mhe_classification.compare as classification
+import sphereface_plus.compare as faces
 from mhe_core.training.compare import Column, Comparison, write_table
 
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS / "results"
 MATRIX = runpy.run_path(str(DOCS.parent / "packages/uniformity/benchmarks/matrix.py"))
-
-CIFAR = (
-    Column("test_error", "test error, %", scale=100),
-    Column("hidden_above_floor", "hidden energy above floor", digits=4),
-    Column("output_above_floor", "output energy above floor", digits=4),
-)
-FACES = (
-    Column("test_accuracy", "verification accuracy, %", scale=100),
-    Column("test_eer", "EER, %", scale=100),
-    Column("class_angle", "smallest class angle, °", digits=1),
-    Column("class_energy", "class energy", digits=4),
-)
 
 
 def compared(columns: tuple[Column, ...], content: Mapping[str, Any]) -> str:
@@ -44,11 +34,11 @@ def compared(columns: tuple[Column, ...], content: Mapping[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "cifar_family": partial(compared, CIFAR),
+    "cifar_family": partial(compared, classification.COLUMNS),
     "cifar_family_matrix": MATRIX["as_table"],
-    "orl_margins": partial(compared, FACES),
-    "orl_heads": partial(compared, FACES),
-    "orl_family": partial(compared, FACES),
+    "orl_margins": partial(compared, faces.COLUMNS),
+    "orl_heads": partial(compared, faces.COLUMNS),
+    "orl_family": partial(compared, faces.COLUMNS),
 }
 PICTURES: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
     "cifar_family_matrix": MATRIX["plot"],

@@ -154,7 +154,6 @@ def test_two_processes_sample_as_one_does(tmp_path):
 
 SHARDED = """
 import torch, torch.distributed as dist
-from mhe_core import sharded_hyperspherical_energy
 from sphereface_plus.heads import create_head
 from sphereface_plus.sampling import sampled_loss
 from sphereface_plus.sharded import ShardedSphereFaceHead, loss_parallel

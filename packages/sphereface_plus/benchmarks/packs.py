@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 from sphereface_plus.packs import RecordPack
+from sphereface_plus.packs.recordio import MAGIC
 
-MAGIC, SIDE = 0xCED7230A, 112
+SIDE = 112
 
 
 def write_pack(folder: Path, images: int) -> None:

@@ -7,13 +7,14 @@ energy, whatever they look like. Real images, seen by the same discriminator, sa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from mhe_core import hyperspherical_energy
 from mhe_core.energy.potential import Gaussian
 from mhe_core.training.loop import TrainingDiverged
 from torch import Tensor
 
-__all__ = ["IN_A_ROW", "LIMIT", "TrainingCollapsed", "collapse_figures", "goes_off"]
+__all__ = ["LIMIT", "TrainingCollapsed", "alike_in_a_row", "collapse_figures", "goes_off"]
 
 # Of the figure ``collapse``: half way from real images, 0, to one image again and again, 1; two
 # images, drawn by turns, have it.
@@ -70,6 +71,16 @@ def collapse_figures(real: Tensor, samples: Tensor) -> dict[str, float]:
     }
 
 
+def alike_in_a_row(collapses: Sequence[float]) -> int:
+    """How many of the last evaluations are above a half, given the figure ``collapse`` of all.
+
+    Example:
+        >>> alike_in_a_row([0.9, 0.2, 0.6, 0.7])
+        2
+    """
+    return sum(1 for _ in takewhile(lambda collapse: collapse > LIMIT, reversed(collapses)))
+
+
 def goes_off(collapses: Sequence[float]) -> bool:
     """Whether the alarm does, by the figure ``collapse`` of all evaluations up to now.
 
@@ -79,7 +90,5 @@ def goes_off(collapses: Sequence[float]) -> bool:
         >>> goes_off([0.9, 0.9, 0.2, 0.6, 0.7, 0.8]), goes_off([0.9] * 9), goes_off([0.9] * 10)
         (True, False, True)
     """
-    if len(collapses) < TO_BEGIN and min(collapses, default=1.0) > LIMIT:
-        return False
-    last = collapses[-IN_A_ROW:]
-    return len(last) == IN_A_ROW and min(last) > LIMIT
+    count = alike_in_a_row(collapses)
+    return count >= (TO_BEGIN if count == len(collapses) else IN_A_ROW)

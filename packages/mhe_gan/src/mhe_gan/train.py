@@ -24,7 +24,13 @@ from mhe_core.training.seeding import seed_all
 from torch import Tensor, nn
 
 from mhe_gan.augment import augment
-from mhe_gan.collapse import LIMIT, TrainingCollapsed, collapse_figures, goes_off
+from mhe_gan.collapse import (
+    LIMIT,
+    TrainingCollapsed,
+    alike_in_a_row,
+    collapse_figures,
+    goes_off,
+)
 from mhe_gan.config import GANConfig
 from mhe_gan.data import load_split, to_images
 from mhe_gan.losses import discriminator_loss, generator_loss
@@ -365,12 +371,12 @@ class Trainer:
             lambda: [one["collapse"] for one in run.metrics() if "collapse" in one],
         )
         if goes_off(known):
-            alike = next(i for i, value in enumerate([*known[::-1], 0]) if value <= LIMIT)
             raise TrainingCollapsed(
                 f"the samples look alike to the discriminator: collapse, 0 for real images and 1 "
-                f"for one image again and again, was above {LIMIT} at {alike} evaluations in a "
-                f"row, {record['collapse']:.2f} at step {record['step']}, whose state is "
-                f"{run.checkpoints / 'last'}: a lower --lr, --spectral-norm or --augment may help"
+                f"for one image again and again, was above {LIMIT} at {alike_in_a_row(known)} "
+                f"evaluations in a row, {record['collapse']:.2f} at step {record['step']}, whose "
+                f"state is {run.checkpoints / 'last'}: a lower --lr, "
+                "--spectral-norm or --augment may help"
             )
 
 

@@ -123,10 +123,12 @@ def energy_of_rows(
     regularizer = create_regularizer(name, num_classes, dim, **config.regularizer_options)
     potential = getattr(regularizer, "potential", None)
     if not isinstance(potential, Potential) or config.anchors == "batch":
-        flag = "--shard-classes" if config.shard_classes else "--anchors sampled"
+        flag, anchors = "--anchors sampled", ""
+        if config.shard_classes:
+            flag, anchors = "--shard-classes", "--anchors all or sampled and "
         raise UserError(
-            f"{flag} goes with --anchors all or sampled and a --regularizer that is the mean of a "
-            f"potential over pairs, such as mhe and half_mhe, got {name} and {config.anchors}"
+            f"{flag} goes with {anchors}a --regularizer that is the mean of a potential over "
+            f"pairs, such as mhe and half_mhe, got {name} and {config.anchors}"
         )
     half_space = bool(getattr(regularizer, "half_space", False))
     if config.shard_classes:
