@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mhe_core.registry import GROUP
+from support import distributions
 from support.devices import as_on_an_accelerator
 from support.forks import run_processes
 from torch import nn
@@ -35,20 +36,12 @@ def small_network():
 
 @pytest.fixture(scope="session")
 def write_distribution():
-    """Lay a distribution out in a folder as an installer would: its modules and metadata."""
+    """Lay a distribution of regularizers out in a folder as an installer would."""
 
-    def write(folder, name, targets, modules=None, version="1.0", summary="Its summary."):
-        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nSummary: {summary}\n"
+    def write(folder, name, targets, modules=None, **described):
+        return distributions.write_distribution(
+            folder, name, {GROUP: targets}, modules, **described
         )
-        lines = [f"{key} = {target}" for key, target in targets]
-        (info / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *lines, ""]))
-        for path, source in (modules or {}).items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(source)
-        return folder
 
     return write
 

@@ -29,7 +29,8 @@ def make_trainer(tmp_path):
     def make(**settings):
         tiny = {"width": 0.0625, "steps": 10, "batch_size": 8, "device": "cpu"}
         config = GANConfig(output=tmp_path / "run", **{**tiny, **settings})
-        images = load_images("digits", "train")
+        size = config.image_size and (config.image_size, config.image_size)
+        images = load_images("digits", "train", size=size)
         trainer = Trainer(config, images, make_accelerator(config.device, config.amp))
         num = config.batch_size * config.n_dis
         return trainer, (images.pixels[:num], images.labels[:num])

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import mhe_gan.collapse
 import mhe_gan.train
 import pytest
 import torch
@@ -13,11 +14,10 @@ from mhe_gan.config import GANConfig
 from mhe_gan.train import train
 from support.runs import records
 
-# One run learns to draw digits; the other, of the same settings but for a learning rate fifteen
-# times as high, does not.
+# One run learns to draw digits; the other, of a learning rate fifteen times as high, does not.
 LEARNS = {"width": 0.0625, "batch_size": 16, "lr": 2e-3, "ema": 0.9, "spectral_norm": False}
 LEARNS |= {"steps": 200, "sample_every": 20, "stop_on_collapse": True, "device": "cpu", "seed": 1}
-COLLAPSES = LEARNS | {"lr": 0.03}
+COLLAPSES = LEARNS | {"lr": 0.03, "steps": 1200, "sample_every": 100}
 # The first steps of either, before any has learnt.
 BEGINS = LEARNS | {"steps": 24, "sample_every": 2, "ema": 0.0, "log_every": 7}
 
@@ -77,7 +77,16 @@ def test_images_that_are_all_the_mean_are_finite():
     ],
 )
 def test_when_it_goes_off(collapses, expected):
-    assert goes_off(collapses) is expected
+    steps = range(100, 100 * len(collapses) + 1, 100)
+    assert goes_off(dict(zip(steps, collapses, strict=True))) is expected
+
+
+@pytest.mark.parametrize("every", [1, 90, 400, 5000])
+def test_how_long_a_run_may_take_to_begin_does_not_depend_on_the_interval(every):
+    alarm = next(n for n in itertools.count(1) if goes_off({every * i: 0.9 for i in range(n + 1)}))
+    assert alarm >= 2  # three evaluations
+    assert alarm * every >= 1000
+    assert alarm == 2 or (alarm - 1) * every < 1000
 
 
 def collapses(run):
@@ -103,6 +112,7 @@ def test_a_run_that_collapses_is_ended(tmp_path):
 
 def test_it_ends_the_run_in_order(tmp_path, command, monkeypatch):
     monkeypatch.setattr(mhe_gan.train, "COMPARED", 32)
+    monkeypatch.setattr(mhe_gan.collapse, "TO_BEGIN", 20)
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(BEGINS))
     run = tmp_path / "run"

@@ -31,6 +31,8 @@ def entries(tmp_path_factory, classifiers):
     return shared | {
         "data": Changes(str(noise_folder(tmp_path_factory.mktemp("noise"), size=32))),
         "model": Changes("resnet"),
+        "conditional": Changes(True),
+        "channels": Changes(1),
         "spectral_norm": Changes(False),
         "loss": Changes("hinge"),
         "regularizer": Changes("none", "mhe-core:half_mhe", given=MHE),
@@ -52,7 +54,9 @@ def entries(tmp_path_factory, classifiers):
         "sample_every": Changes(1, what="files"),
         "score_every": Changes(2, given=scored, what="records"),
         "stop_on_collapse": Changes(True, what="records"),
-        "best_by": Changes("fid", given=scored, what="records"),  # the best: test_commands
+        "best_by": Changes(
+            "fid", "coverage", given=scored, what="records"
+        ),  # the best: test_commands
         "num_samples": Changes(30, given=scored, what="records"),
         "feature_extractor": Changes(classifiers[1], given=scored, what="records"),
         "reference": Changes("test", given=scored, what="records"),

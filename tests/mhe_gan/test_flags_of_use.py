@@ -27,10 +27,11 @@ TINY = {"width": 0.0625, "batch_size": 8, "steps": 2, "lr": 0.02, "ema": 0.05, "
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs with a moving average; the first has a checkpoint of the second's."""
+    """Three runs with a moving average; the first has a checkpoint of the second's."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
         train(GANConfig(output=folder / str(seed), **TINY, seed=seed))
+    train(GANConfig(output=folder / "conditional", **TINY, conditional=True))
     shutil.copy(folder / "1/checkpoints/last", folder / "0/checkpoints/other")
     return folder
 
@@ -59,6 +60,7 @@ def test_every_flag_of_sample(name, runs):
         "num": Changes(5, what="figures"),
         "seed": Changes(1, what="figures"),
         "interpolate": Changes(2, what="figures"),
+        "class_": Changes("3", "5", given={"run": runs / "conditional"}, what="figures"),
         "checkpoint": USE["checkpoint"],
         "average": Changes(False, what="figures"),
         "batch_size": USE["batch_size"],

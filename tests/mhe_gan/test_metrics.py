@@ -149,5 +149,5 @@ def test_extraction_wants_images():
 
 
 def test_unknown_metrics_are_named():
-    with pytest.raises(ValueError, match="expected metrics of inception_score, fid"):
+    with pytest.raises(ValueError, match="expected the metric to be one of inception_score, fid"):
         find_metrics(["fid", "fidd"])

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -58,6 +59,24 @@ def test_published_resnet_has_the_published_number_of_parameters():
     conv = 9 * 128 * 128 + 128
     first = 9 * 3 * 128 + 128 + conv + 3 * 128 + 128
     assert parameters(discriminator) == first + 2 * conv + 128 * 128 + 128 + 4 * conv + 129
+
+
+def test_resnet_for_128_pixels_has_the_published_number_of_parameters():
+    generator, discriminator = create_networks("resnet", image_size=128, spectral_normed=False)
+
+    def conv(c_in, c_out, kernel):
+        return kernel**2 * c_in * c_out + c_out
+
+    channels = [1024, 1024, 512, 256, 128, 64]
+    blocks = sum(
+        2 * a + 2 * b + conv(a, b, 3) + conv(b, b, 3) + conv(a, b, 1) for a, b in pairwise(channels)
+    )
+    assert parameters(generator) == 129 * 1024 * 16 + blocks + 2 * 64 + conv(64, 3, 3)
+    first = conv(3, 64, 3) + conv(64, 64, 3) + conv(3, 64, 1)
+    halving = sum(
+        conv(c, c, 3) + conv(c, 2 * c, 3) + conv(c, 2 * c, 1) for c in (64, 128, 256, 512)
+    )
+    assert parameters(discriminator) == first + halving + 2 * conv(1024, 1024, 3) + 1025
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))

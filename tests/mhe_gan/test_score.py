@@ -10,6 +10,7 @@ from mhe_gan.metrics import METRICS, Metric
 from mhe_gan.score import ScoreCommandConfig, score
 from mhe_gan.traps import Appearance, unlike
 from PIL import Image
+from support.distributions import write_distribution
 from torch.nn.functional import interpolate
 
 NAMES = ["inception_score", "fid", "kid", "precision", "recall", "density", "coverage"]
@@ -34,15 +35,11 @@ wrong = 3
 @pytest.fixture(autouse=True)
 def colours(tmp_path, monkeypatch):
     """A distribution with an extractor and a metric."""
-    site = tmp_path / "site"
-    info = site / "colours-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: colours\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[mhe_gan.feature_extractors]\ncolours = colours:offered\n"
-        "[mhe_gan.metrics]\nbrightness = colours:brightness\nwrong = colours:wrong\n"
-    )
-    (site / "colours.py").write_text(CODE)
+    targets = {
+        "mhe_gan.feature_extractors": [("colours", "colours:offered")],
+        "mhe_gan.metrics": [("brightness", "colours:brightness"), ("wrong", "colours:wrong")],
+    }
+    site = write_distribution(tmp_path / "site", "colours", targets, {"colours.py": CODE})
     monkeypatch.syspath_prepend(str(site))
 
 

@@ -16,6 +16,7 @@ from mhe_gan.scores import (
     kernel_distance,
     load_extractor,
 )
+from support.distributions import write_distribution
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
@@ -197,13 +198,8 @@ def load(run):
 
 def install(site, name, monkeypatch):
     """Make a distribution that reads classifiers the only ones that are installed."""
-    info = site / f"{name}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        f"[mhe_gan.feature_extractors]\nclassifier = {name}:load\n"
-    )
-    (site / f"{name}.py").write_text(CODE)
+    targets = {"mhe_gan.feature_extractors": [("classifier", f"{name}:load")]}
+    write_distribution(site, name, targets, {f"{name}.py": CODE})
     monkeypatch.setattr(sys, "path", [str(site)])
 
 

@@ -12,7 +12,7 @@ from mhe_core.training.loop import TrainingDiverged
 from mhe_core.training.run import read_config
 from mhe_core.training.seeding import seed_all
 from mhe_gan.config import GANConfig
-from mhe_gan.losses import discriminator_loss, generator_loss
+from mhe_gan.losses import LOSSES, Loss, discriminator_loss, generator_loss
 from mhe_gan.train import train
 from PIL import Image
 from support.forks import run_processes
@@ -164,11 +164,13 @@ def config_of(path, **settings):
 
 
 def test_a_loss_that_is_not_finite_stops_it_and_keeps_the_last_good_state(tmp_path, monkeypatch):
-    def breaks_at_seven(real, fake, kind, calls=[]):  # noqa: B006
-        calls.append(1)
-        return discriminator_loss(real, fake, kind) * (math.nan if len(calls) > 6 else 1)
+    published = LOSSES["non_saturating"]
 
-    monkeypatch.setattr(mhe_gan.train, "discriminator_loss", breaks_at_seven)
+    def breaks_at_seven(real, fake, calls=[]):  # noqa: B006
+        calls.append(1)
+        return published.discriminator(real, fake) * (math.nan if len(calls) > 6 else 1)
+
+    monkeypatch.setitem(LOSSES, "non_saturating", Loss(breaks_at_seven, published.generator))
     with pytest.raises(TrainingDiverged, match="not finite at step 10"):
         train(config_of(tmp_path, steps=20, checkpoint_every=5))
     assert steps_of(tmp_path) == 5
@@ -176,11 +178,13 @@ def test_a_loss_that_is_not_finite_stops_it_and_keeps_the_last_good_state(tmp_pa
 
 
 def test_a_discriminator_without_mistakes_stops_it(tmp_path, monkeypatch):
-    def wins_from_thirteen(real, fake, kind, calls=[]):  # noqa: B006
-        calls.append(1)
-        return discriminator_loss(real, fake, kind) * (0 if len(calls) > 12 else 1)
+    published = LOSSES["non_saturating"]
 
-    monkeypatch.setattr(mhe_gan.train, "discriminator_loss", wins_from_thirteen)
+    def wins_from_thirteen(real, fake, calls=[]):  # noqa: B006
+        calls.append(1)
+        return published.discriminator(real, fake) * (0 if len(calls) > 12 else 1)
+
+    monkeypatch.setitem(LOSSES, "non_saturating", Loss(wins_from_thirteen, published.generator))
     with pytest.raises(TrainingDiverged, match=r"below 0\.001 for 8 steps up to step 20"):
         train(config_of(tmp_path, steps=40, checkpoint_every=5))
     assert steps_of(tmp_path) == 15

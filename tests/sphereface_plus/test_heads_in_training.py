@@ -10,6 +10,7 @@ from sphereface_plus.config import FaceConfig
 from sphereface_plus.embedding import load_run
 from sphereface_plus.heads.sphereface import MARGINS
 from sphereface_plus.train import train
+from support.distributions import write_distribution
 from support.forks import run_processes
 
 SMALL = {"model": "sfnet4_bn", "width": 0.1, "dim": 8, "lr": 0.02, "batch_size": 32, "steps": 2}
@@ -86,15 +87,14 @@ class NoHead(torch.nn.Identity):
 
 
 def test_another_distributions_head_is_used_by_name(tmp_path, monkeypatch):
-    site = tmp_path / "site"
-    info = site / "prototypes-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "prototype_heads.py").write_text(PLUGIN)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: prototypes\nVersion: 1.0\n")
     targets = {"prototypes": "prototype_heads:Prototypes", "none": "prototype_heads:NoHead"}
     targets |= {"gone": "prototype_heads:Gone"}
-    lines = [f"{name} = {target}" for name, target in targets.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[sphereface_plus.heads]", *lines]))
+    site = write_distribution(
+        tmp_path / "site",
+        "prototypes",
+        {"sphereface_plus.heads": targets.items()},
+        {"prototype_heads.py": PLUGIN},
+    )
     monkeypatch.syspath_prepend(str(site))
     assert "prototypes" in list_heads()
     settings = {"head": "prototypes", "head_options": {"power": 1}, "regularizer": "mhe"}

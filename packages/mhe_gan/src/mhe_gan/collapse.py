@@ -6,7 +6,7 @@ energy, whatever they look like. Real images, seen by the same discriminator, sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import takewhile
 
 from mhe_core import hyperspherical_energy
@@ -21,8 +21,8 @@ __all__ = ["LIMIT", "TrainingCollapsed", "alike_in_a_row", "collapse_figures", "
 LIMIT = 0.5
 IN_A_ROW = 3  # evaluations above it, as one may be chance
 # An untrained generator's images are all alike, too, and it takes hundreds of steps until they
-# are not, at low learning rates thousands: so many evaluations it has to begin.
-TO_BEGIN = 10
+# are not: so many it has to begin.
+TO_BEGIN = 1000
 
 
 class TrainingCollapsed(TrainingDiverged):
@@ -71,24 +71,29 @@ def collapse_figures(real: Tensor, samples: Tensor) -> dict[str, float]:
     }
 
 
-def alike_in_a_row(collapses: Sequence[float]) -> int:
-    """How many of the last evaluations are above a half, given the figure ``collapse`` of all.
+def alike_in_a_row(collapses: Mapping[int, float]) -> int:
+    """How many of the last evaluations are above a half, given the figure of all, by step.
 
     Example:
-        >>> alike_in_a_row([0.9, 0.2, 0.6, 0.7])
+        >>> alike_in_a_row({100: 0.9, 200: 0.2, 300: 0.6, 400: 0.7})
         2
     """
-    return sum(1 for _ in takewhile(lambda collapse: collapse > LIMIT, reversed(collapses)))
+    latest_first = reversed(list(collapses.values()))
+    return sum(1 for _ in takewhile(lambda collapse: collapse > LIMIT, latest_first))
 
 
-def goes_off(collapses: Sequence[float]) -> bool:
-    """Whether the alarm does, by the figure ``collapse`` of all evaluations up to now.
+def goes_off(collapses: Mapping[int, float]) -> bool:
+    """Whether the alarm does, by the figure ``collapse`` of all evaluations up to now, by step.
 
-    That is after three in a row above a half; at first, as long as none was below it, after ten.
+    That is after three in a row above a half; as long as none was below it, not in the first
+    thousand steps.
 
     Example:
-        >>> goes_off([0.9, 0.9, 0.2, 0.6, 0.7, 0.8]), goes_off([0.9] * 9), goes_off([0.9] * 10)
-        (True, False, True)
+        >>> goes_off({100: 0.9, 200: 0.9, 300: 0.2, 400: 0.6, 500: 0.7, 600: 0.8})
+        True
+        >>> goes_off({100: 0.9, 200: 0.9, 300: 0.9}), goes_off({400: 0.9, 800: 0.9, 1200: 0.9})
+        (False, True)
     """
     count = alike_in_a_row(collapses)
-    return count >= (TO_BEGIN if count == len(collapses) else IN_A_ROW)
+    begins = count == len(collapses)
+    return count >= IN_A_ROW and not (begins and max(collapses) < TO_BEGIN)

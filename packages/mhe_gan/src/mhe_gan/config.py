@@ -12,6 +12,9 @@ from mhe_core.training.config import TrainingConfig
 from mhe_core.training.naming import own_name
 
 from mhe_gan.augment import AUGMENTATIONS
+from mhe_gan.losses import find_loss
+from mhe_gan.metrics import find_metrics
+from mhe_gan.networks import find_networks
 
 __all__ = ["GANConfig", "ScoreConfig"]
 
@@ -49,9 +52,13 @@ class GANConfig(TrainingConfig, ScoreConfig):
     """Train a GAN; by default the published one with spectral norm and MHE.
 
     Attributes:
-        model: dcgan, with SNDCGAN's discriminator, or resnet, as in SN-GAN.
+        model: dcgan, with SNDCGAN's discriminator, resnet, as in SN-GAN, or what an installed
+            package offers.
+        conditional: draw images of a given class: conditional batch norm in the generator, a
+            projection in the discriminator; as published for resnet.
+        channels: 3, or 1 for grey images.
         spectral_norm: divide each of the discriminator's weights by its largest singular value.
-        loss: non_saturating or hinge.
+        loss: non_saturating, hinge, or what an installed package offers.
         regularizer: a registered regularizer for the discriminator's layers, or none.
         hidden_weight: weight of each layer's energy; default, as published: 2e-7 with spectral
             norm, 2e-6 without.
@@ -70,19 +77,22 @@ class GANConfig(TrainingConfig, ScoreConfig):
         beta2: Adam's decay of the mean squared gradient.
         n_dis: discriminator steps per generator step.
         ema: decay of the generator's moving average, which is then sampled; 0 for none.
-        image_size: 32, 48 or 64; default: 32 for digits, else the images' own.
+        image_size: 32, 48, 64 or 128; default: 32 for digits, else the images' own.
         sample_every: steps between two grids of samples, drawn from the same noise.
         score_every: steps between two scores; default: none while it trains.
-        best_by: the score that chooses checkpoints/best.
+        best_by: the score that chooses checkpoints/best, any of those that ``mhe-gan score`` knows.
         stop_on_collapse: end the run where its samples look alike at three evaluations in a row,
-            at the beginning ten; they are looked at with each score, or without scores each grid.
+            if they never looked otherwise, after 1,000 steps at the earliest; they are looked at
+            with each score, or without scores each grid.
     """
 
     movable_weights: ClassVar[frozenset[str]] = frozenset({"feature_extractor", "weights"})
 
-    model: Literal["dcgan", "resnet"] = "dcgan"
+    model: str = "dcgan"
+    conditional: bool = False
+    channels: Literal[1, 3] = 3
     spectral_norm: bool = True
-    loss: Literal["non_saturating", "hinge"] = "non_saturating"
+    loss: str = "non_saturating"
     regularizer: str = "mhe-core:mhe"
     hidden_weight: float | None = None  # type: ignore[assignment]  # until it is looked up
     output_weight: float = 0.0
@@ -99,10 +109,10 @@ class GANConfig(TrainingConfig, ScoreConfig):
     n_dis: int = 1
     ema: float = 0.999
     checkpoint_every: int = 1000
-    image_size: Literal[32, 48, 64] | None = None
+    image_size: int | None = None
     sample_every: int = 1000
     score_every: int | None = None
-    best_by: Literal["inception_score", "fid", "kid"] = "inception_score"
+    best_by: str = "inception_score"
     stop_on_collapse: bool = False
 
     def __post_init__(self) -> None:
@@ -125,6 +135,9 @@ class GANConfig(TrainingConfig, ScoreConfig):
             if getattr(self, name) < 0:
                 got = getattr(self, name)
                 raise UserError(f"expected --{name.replace('_', '-')} at least 0, got {got}")
+        find_networks(self.model)
+        find_loss(self.loss)
+        find_metrics([self.best_by])
         if unknown := sorted(set(self.augmentations()) - set(AUGMENTATIONS)):
             raise UserError(
                 f"expected --augment of {', '.join(AUGMENTATIONS)} or none, got "

@@ -1,13 +1,56 @@
-"""The two adversarial losses, on logits: the higher, the more the discriminator believes."""
+"""The adversarial losses, on logits: the higher, the more the discriminator believes.
+
+A third party's loss is found by its entry point in the group ``mhe_gan.losses``, which names a
+:class:`Loss`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-__all__ = ["LOSSES", "discriminator_loss", "generator_loss"]
+from mhe_gan.plugins import find
 
-LOSSES = ("non_saturating", "hinge")
+__all__ = ["LOSSES", "Loss", "discriminator_loss", "find_loss", "generator_loss"]
+
+GROUP = "mhe_gan.losses"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the two networks minimise.
+
+    Attributes:
+        discriminator: of the logits [B] of real and [B'] of generated images, a scalar.
+        generator: of the logits [B] of generated images, a scalar.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+
+
+LOSSES = {
+    "non_saturating": Loss(
+        lambda real, fake: softplus(-real).mean() + softplus(fake).mean(),
+        lambda fake: softplus(-fake).mean(),
+    ),
+    "hinge": Loss(
+        lambda real, fake: relu(1 - real).mean() + relu(1 + fake).mean(),
+        lambda fake: -fake.mean(),
+    ),
+}
+
+
+def find_loss(kind: str) -> Loss:
+    """The loss of that name, ours or an installed package's.
+
+    Raises:
+        UserError: for an unknown name, or an entry point that names no :class:`Loss`.
+    """
+    return find(kind, LOSSES, GROUP, Loss, "the loss")
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "non_saturating") -> Tensor:
@@ -20,7 +63,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "non_saturating")
     Args:
         real: logits [B] of real images.
         fake: logits [B'] of generated images.
-        kind: one of ``LOSSES``.
+        kind: one of ``LOSSES``, or an installed package's.
 
     Returns:
         Scalar, the mean over images.
@@ -33,10 +76,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "non_saturating")
         >>> discriminator_loss(torch.zeros(2), torch.zeros(2))  # no idea: 2 log 2
         tensor(1.3863)
     """
-    check(kind)
-    if kind == "hinge":
-        return relu(1 - real).mean() + relu(1 + fake).mean()
-    return softplus(-real).mean() + softplus(fake).mean()
+    return find_loss(kind).discriminator(real, fake)
 
 
 def generator_loss(fake: Tensor, kind: str = "non_saturating") -> Tensor:
@@ -44,7 +84,7 @@ def generator_loss(fake: Tensor, kind: str = "non_saturating") -> Tensor:
 
     Args:
         fake: logits [B] of generated images.
-        kind: one of ``LOSSES``.
+        kind: one of ``LOSSES``, or an installed package's.
 
     Returns:
         Scalar, the mean over images.
@@ -57,11 +97,4 @@ def generator_loss(fake: Tensor, kind: str = "non_saturating") -> Tensor:
         >>> generator_loss(torch.zeros(2))  # log 2
         tensor(0.6931)
     """
-    check(kind)
-    return -fake.mean() if kind == "hinge" else softplus(-fake).mean()
-
-
-def check(kind: str) -> None:
-    """Raise a ValueError that names the losses there are."""
-    if kind not in LOSSES:
-        raise ValueError(f"expected the loss to be one of {LOSSES}, got {kind!r}")
+    return find_loss(kind).generator(fake)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Literal
 
 import torch
-from mhe_core.errors import UserError
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from mhe_gan import neighbours
 from mhe_gan.features import FeatureSet
 from mhe_gan.frechet import FrechetReference
+from mhe_gan.plugins import find
 from mhe_gan.scores import inception_score, kernel_distance
 
 __all__ = ["METRICS", "Metric", "Score", "find_metrics", "measure"]
@@ -175,25 +174,9 @@ METRICS: dict[str, Metric] = {
 
 
 def find_metrics(names: Sequence[str]) -> list[Metric]:
-    """The metrics of those names, ours or an installed distribution's.
+    """The metrics of those names, ours or an installed package's.
 
     Raises:
-        ValueError: for an unknown name, or an entry point that names no :class:`Metric`.
+        UserError: for an unknown name, or an entry point that names no :class:`Metric`.
     """
-    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
-    found = []
-    for name in names:
-        if name in METRICS:
-            found.append(METRICS[name])
-            continue
-        if name not in installed:
-            known_names = ", ".join([*METRICS, *sorted(installed)])
-            raise UserError(f"expected metrics of {known_names}, got {name!r}")
-        metric = installed[name].load()
-        if not isinstance(metric, Metric):
-            raise UserError(
-                f"expected {installed[name].value} to be a mhe_gan.metrics.Metric, "
-                f"got {type(metric).__name__}"
-            )
-        found.append(metric)
-    return found
+    return [find(name, METRICS, GROUP, Metric, "the metric") for name in names]

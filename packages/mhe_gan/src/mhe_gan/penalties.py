@@ -12,7 +12,7 @@ from torch.nn.functional import relu
 __all__ = ["LeCam", "gradient_penalty"]
 
 
-def gradient_penalty(discriminator: nn.Module, real: Tensor) -> Tensor:
+def gradient_penalty(discriminator: nn.Module, real: Tensor, *classes: Tensor) -> Tensor:
     """R1: the mean of ‖∇ₓ D(x)‖² over real images.
 
     Mescheder et al., *Which Training Methods for GANs do actually Converge?* (ICML 2018,
@@ -21,6 +21,7 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor) -> Tensor:
     Args:
         discriminator: maps images to logits [B].
         real: images [B, 3, h, w].
+        classes: of the images, [B], for a conditional discriminator.
 
     Returns:
         A scalar that can be differentiated by the discriminator's weights.
@@ -32,7 +33,9 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor) -> Tensor:
         12.0
     """
     images = real.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        discriminator(images, *classes).sum(), images, create_graph=True
+    )
     return gradient.flatten(1).square().sum(1).mean()
 
 

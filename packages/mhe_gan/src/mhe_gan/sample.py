@@ -27,14 +27,18 @@ from mhe_gan.networks import NOISE_DIM, create_networks
 __all__ = [
     "SampleConfig",
     "calibrate",
+    "class_names",
     "draw_noise",
     "generate",
+    "grid_columns",
     "interpolated_noise",
     "load_generator",
     "main",
     "sample",
     "save_grid",
 ]
+
+WIDEST = 20  # images, a grid with a column for each class
 
 
 @dataclass(kw_only=True)
@@ -47,6 +51,8 @@ class SampleConfig:
         num: how many images.
         seed: of the noise.
         interpolate: images a row from one noise to another; 0: every image has its own noise.
+        class_: the class of all images, by its name or number, of a run with --conditional;
+            default: each class in turn, one a column of the grid, or, with --interpolate, a row.
         checkpoint: last, best, or another file in the run's checkpoints.
         average: use the moving average of the generator's weights, if the run has one.
         batch_size: images at a time.
@@ -58,6 +64,7 @@ class SampleConfig:
     num: int = 64
     seed: int = 0
     interpolate: int = 0
+    class_: str | None = None
     checkpoint: str = "last"
     average: bool = True
     batch_size: int = 500
@@ -86,7 +93,11 @@ def load_generator(
     file = Path(run) / "checkpoints" / checkpoint
     content = load_checkpoint(file)
     generator, _ = create_networks(
-        config.model, width=config.width, image_size=content["facts"]["image_size"]
+        config.model,
+        width=config.width,
+        image_size=content["facts"]["image_size"],
+        channels=config.channels,
+        classes=content["facts"].get("classes", ()),
     )
     name = "average" if average and config.ema else "generator"
     restore_state({name: generator}, content["state"], str(file))
@@ -101,8 +112,36 @@ def calibrate(average: nn.Module) -> nn.Module:
     running statistics of training do not fit them. Estimated from a fixed noise.
     """
     device = next(average.parameters()).device
-    update_bn(draw_noise(2048, seed=0).to(device).split(64), average)
+    inputs = [x.to(device) for x in (draw_noise(2048, seed=0), *classes_in_turn(average, 2048))]
+    update_bn(torch.arange(2048, device=device).split(64), _Drawn(average, inputs))
     return average.eval()
+
+
+class _Drawn(nn.Module):
+    """A network as a function of the rows of its inputs, as ``update_bn`` gives it one tensor."""
+
+    def __init__(self, network: nn.Module, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.network, self.inputs = network, inputs
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """What the network makes of those rows."""
+        return self.network(*(x[rows] for x in self.inputs))
+
+
+def classes_in_turn(generator: nn.Module, num: int, each: int = 1) -> tuple[Tensor, ...]:
+    """The classes of ``num`` images, ``each`` of one and then of the next; () where there are none.
+
+    Returns:
+        What a generator takes beside the noise: int64 [num] if it is conditional, else nothing.
+    """
+    count = len(class_names(generator))
+    return (torch.arange(num) // each % count,) if count else ()
+
+
+def class_names(generator: nn.Module) -> tuple[str, ...]:
+    """The names of the classes that a generator is conditional on, by :func:`create_networks`."""
+    return getattr(generator, "classes", ())
 
 
 def draw_noise(num: int, seed: int) -> Tensor:
@@ -127,11 +166,22 @@ def interpolated_noise(num: int, per_row: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, noise: Tensor, batch_size: int = 500) -> Iterator[Tensor]:
-    """Images for the noise [N, 128], as batches of uint8 [B, 3, h, w] on the generator's device."""
+def generate(
+    generator: nn.Module, noise: Tensor, batch_size: int = 500, classes: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Images for the noise [N, 128], as batches of uint8 [B, 3, h, w] on the generator's device.
+
+    Args:
+        generator: in evaluation mode.
+        noise: normal, [N, 128].
+        batch_size: images at a time.
+        classes: of a conditional generator's images, int64 [N]; default: each in turn.
+    """
     device = next(generator.parameters()).device
-    for part in noise.split(batch_size):
-        yield to_pixels(generator(part.to(device)))
+    chosen = classes_in_turn(generator, len(noise)) if classes is None else (classes,)
+    for parts in zip(*(x.split(batch_size) for x in (noise, *chosen)), strict=True):
+        pixels = to_pixels(generator(*(part.to(device) for part in parts)))
+        yield pixels.expand(-1, 3, -1, -1)  # of grey images, too
 
 
 def save_grid(pixels: Tensor, file: Path, columns: int = 8) -> None:
@@ -145,16 +195,45 @@ def save_image(pixels: Tensor, file: Path) -> None:
         Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(stream, format="PNG")
 
 
+def grid_columns(generator: nn.Module, num: int) -> int:
+    """A column for each class, where they fit into a row, else as many columns as rows."""
+    classes = len(class_names(generator))
+    return classes if 1 < classes <= min(num, WIDEST) else round(num**0.5)
+
+
+def find_class(generator: nn.Module, name: str) -> int:
+    """The number of the class of that name or number.
+
+    Raises:
+        UserError: if there is none, or the generator is not conditional.
+    """
+    names = class_names(generator)
+    if not names:
+        raise UserError("expected --class of a run with --conditional, this one has no classes")
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    raise UserError(f"expected --class of {shown}, or a number below {len(names)}, got {name!r}")
+
+
 def sample(config: SampleConfig) -> None:
     """Write a grid, or single images ``000000.png``, …."""
     generator, _, _ = load_generator(config.run, config.checkpoint, config.average)
     generator.to(resolve_device(config.device))
-    columns = config.interpolate or min(config.num, round(config.num**0.5))
+    columns = config.interpolate or grid_columns(generator, config.num)
+    classes: Tensor | None = None
+    if config.class_ is not None:
+        classes = torch.full((config.num,), find_class(generator, config.class_))
+        columns = config.interpolate or round(config.num**0.5)
     if config.interpolate:
         noise = interpolated_noise(config.num, config.interpolate, config.seed)
+        if classes is None:
+            (classes,) = classes_in_turn(generator, config.num, config.interpolate) or (None,)
     else:
         noise = draw_noise(config.num, config.seed)
-    batches = generate(generator, noise, config.batch_size)
+    batches = generate(generator, noise, config.batch_size, classes)
     if config.output.suffix.lower() == ".png":
         save_grid(torch.cat([batch.cpu() for batch in batches]), config.output, columns)
         return

@@ -7,7 +7,8 @@ Score, which is written out here in logarithms.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +18,10 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from mhe_gan.extractors import load_extractor
-from mhe_gan.features import extract
+from mhe_gan.features import FeatureSet, extract
+
+if TYPE_CHECKING:
+    from mhe_gan.metrics import Metric
 
 __all__ = [
     "Scorer",
@@ -132,6 +136,7 @@ class Scorer:
         reference: batches of the real images, uint8 [B, 3, H, W]; their features are computed
             once.
         device: where the extractor runs.
+        metrics: what to measure beside the Inception Score, FID and KID.
 
     Raises:
         TypeError: if images are not uint8.
@@ -148,10 +153,15 @@ class Scorer:
     """
 
     def __init__(
-        self, extractor: nn.Module, reference: Iterable[Tensor], device: torch.device | str = "cpu"
+        self,
+        extractor: nn.Module,
+        reference: Iterable[Tensor],
+        device: torch.device | str = "cpu",
+        metrics: Sequence[Metric] = (),
     ) -> None:
         self.extractor = extractor.to(device).eval()
         self.device = device
+        self.metrics = metrics
         self.reference, logits = self.extract(reference)
         self.real_score = inception_score(logits, min(10, len(logits)))[0]
         """Inception Score of the real images: about the best that generated ones can reach."""
@@ -164,14 +174,16 @@ class Scorer:
         return found.features, found.logits
 
     def __call__(self, batches: Iterable[Tensor], splits: int = 10) -> dict[str, float]:
-        """Inception Score, FID and KID of batches of generated images, by name."""
+        """The scores of batches of generated images, by name."""
         features, logits = self.extract(batches)
         score, score_std = inception_score(logits, splits)
         kid, kid_std = kernel_distance(features, self.reference)
-        return {
+        found = {
             "inception_score": score,
             "inception_score_std": score_std,
             "fid": frechet_distance(features, self.reference),
             "kid": kid,
             "kid_std": kid_std,
         }
+        sets = FeatureSet(features, logits), FeatureSet(self.reference)
+        return found | {m.name: m.value(*sets) for m in self.metrics if m.name not in found}

@@ -16,7 +16,7 @@ from mhe_core.errors import users_request
 from mhe_core.training.clipping import clip_gradients
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.compiling import compiled
-from mhe_core.training.images import ImageSet
+from mhe_core.training.images import DataError, ImageSet
 from mhe_core.training.loop import Batch, Loop, Stateful, TrainingDiverged, train_run
 from mhe_core.training.processes import from_main_process
 from mhe_core.training.run import Run
@@ -33,11 +33,11 @@ from mhe_gan.collapse import (
 )
 from mhe_gan.config import GANConfig
 from mhe_gan.data import load_split, to_images
-from mhe_gan.losses import discriminator_loss, generator_loss
-from mhe_gan.metrics import METRICS
-from mhe_gan.networks import NOISE_DIM, create_networks, singular_values
+from mhe_gan.losses import find_loss
+from mhe_gan.metrics import find_metrics
+from mhe_gan.networks import NOISE_DIM, create_networks, find_networks, singular_values
 from mhe_gan.penalties import LeCam, gradient_penalty
-from mhe_gan.sample import calibrate, draw_noise, generate, save_grid
+from mhe_gan.sample import calibrate, class_names, draw_noise, generate, grid_columns, save_grid
 from mhe_gan.scores import Scorer
 from mhe_gan.test import build_scorer
 
@@ -93,6 +93,8 @@ class Trainer:
         self.steps = config.total_steps(len(images))
         self.taken = 0
         device = accelerator.device
+        if config.conditional and len(images.classes) < 2:
+            raise DataError(f"expected images of several classes, those of {config.data} have one")
         seed_all(config.seed)
         self.generator, self.discriminator = (
             network.to(device)
@@ -101,17 +103,25 @@ class Trainer:
                 width=config.width,
                 image_size=images.size[0],
                 spectral_normed=config.spectral_norm,
+                channels=config.channels,
+                classes=images.classes if config.conditional else (),
             )
         )
+        self.loss = find_loss(config.loss)
+        pair = find_networks(config.model)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.regularizer = self._regularizer(
-            self.discriminator, config.hidden_weight or 0.0, without="output"
+            self.discriminator, config.hidden_weight or 0.0, without=pair.output_layer
         )
         self.generator_regularizer = self._regularizer(
-            self.generator, config.generator_weight, without="project.0"
+            self.generator, config.generator_weight, without=pair.noise_layer
         )
         self.energy = NetworkRegularizer(
-            self.discriminator, "mhe-core:mhe", None, hidden_options={"s": 0}
+            self.discriminator,
+            "mhe-core:mhe",
+            None,
+            hidden_options={"s": 0},
+            output_layer=pair.output_layer,
         )  # what every run reports, whatever it was trained with
         layers = map(self.discriminator.get_submodule, self.energy.terms())
         sizes = [neuron_matrix(layer).shape[-2:] for layer in layers]
@@ -179,19 +189,23 @@ class Trainer:
             evaluate=self.evaluate if config.evaluate_every is not None else None,
             evaluate_every=config.evaluate_every,
             best="selection" if config.score_every is not None else None,
-            facts={"image_size": self.images.size[0]},
+            facts={"image_size": self.images.size[0], "classes": list(class_names(self.generator))},
             after_step=lambda taken: self.after_step(run, taken),
             after_record=lambda record: self.after_record(run, record),
         )
 
     def step(self, step: int, batch: Batch) -> dict[str, Tensor | float]:
-        """One generator step and ``n_dis`` discriminator steps on uint8 images [B, 3, h, w]."""
+        """One generator step and ``n_dis`` discriminator steps on uint8 images [B, 3, h, w].
+
+        Generated images have the real ones' classes, so that these are equally frequent.
+        """
         self.taken = step + 1
         self.wrapped_generator.train()
         self.wrapped_discriminator.train()
-        reals = to_images(batch[0]).tensor_split(self.config.n_dis)
-        g_loss, g_penalty = self._generator_step(len(reals[0]))
-        steps = [self._discriminator_step(real) for real in reals]
+        inputs = [self._images(batch[0]), *([batch[1]] if self.config.conditional else [])]
+        parts = list(zip(*(x.tensor_split(self.config.n_dis) for x in inputs), strict=True))
+        g_loss, g_penalty = self._generator_step(*parts[0])
+        steps = [self._discriminator_step(*part) for part in parts]
         means = {name: sum(one[name] for one in steps) / len(steps) for name in steps[0]}
         d_loss, d_penalty = means.pop("discriminator_loss"), means.pop("penalty")
         if self.config.ema:
@@ -206,23 +220,26 @@ class Trainer:
             **means,
         }
 
-    def _generator_step(self, num: int) -> tuple[Tensor, Tensor]:
-        """Loss and penalty before the step; the discriminator's weights get no gradient."""
+    def _generator_step(self, real: Tensor, *classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and penalty before the step; the discriminator's weights get no gradient.
+
+        It draws as many images as there are real ones, of their classes, if it knows any.
+        """
         self.discriminator.requires_grad_(False)
         self.generator_optimizer.zero_grad()
         penalty = self._penalty(self.generator_regularizer)
         with self.accelerator.autocast():
             # Not through DDP, which would wait for the discriminator's gradients.
-            fake = self._augmented(self.wrapped_generator(self._noise(num)))
-            logits = self.fast_discriminator(fake)
-        loss = generator_loss(logits.float(), self.config.loss)
+            fake = self._augmented(self.wrapped_generator(self._noise(len(real)), *classes))
+            logits = self.fast_discriminator(fake, *classes)
+        loss = self.loss.generator(logits.float())
         self.accelerator.backward(loss + penalty)
         clip_gradients(self.accelerator, self.generator_optimizer, self.config.clip_grad)
         self.generator_optimizer.step()
         self.discriminator.requires_grad_(True)
         return loss.detach(), penalty.detach()
 
-    def _discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
+    def _discriminator_step(self, real: Tensor, *classes: Tensor) -> dict[str, Tensor]:
         """Loss and penalties before the step, by name.
 
         Real and generated images go through the discriminator together, so that its spectral norm
@@ -233,25 +250,26 @@ class Trainer:
         penalty = self._penalty(self.regularizer)
         with self.accelerator.autocast():
             with torch.no_grad():
-                fake = self.fast_generator(self._noise(len(real)))
+                fake = self.fast_generator(self._noise(len(real)), *classes)
             images = self._augmented(torch.cat([real, fake.to(real.dtype)]))
-            logits = self.wrapped_discriminator(images).float()
+            twice = (torch.cat([of_real, of_real]) for of_real in classes)
+            logits = self.wrapped_discriminator(images, *twice).float()
         of_real, of_fake = logits.split(len(real))
-        loss = discriminator_loss(of_real, of_fake, config.loss)
+        loss = self.loss.discriminator(of_real, of_fake)
         total = loss + penalty
         found = {"discriminator_loss": loss, "penalty": penalty}
         if config.lecam:
             found["lecam"] = self.lecam(of_real, of_fake)
             total = total + config.lecam * found["lecam"]
         if config.r1:
-            found["r1"] = self._gradient_penalty(images[: len(real)])
+            found["r1"] = self._gradient_penalty(images[: len(real)], *classes)
             total = total + config.r1 / 2 * config.r1_every * found["r1"]
         self.accelerator.backward(total)
         clip_gradients(self.accelerator, self.discriminator_optimizer, config.clip_grad)
         self.discriminator_optimizer.step()
         return {name: value.detach() for name, value in found.items()}
 
-    def _gradient_penalty(self, real: Tensor) -> Tensor:
+    def _gradient_penalty(self, real: Tensor, *classes: Tensor) -> Tensor:
         """R1 every so many steps, 0 between them.
 
         In float32, and not through DDP or a compiled network, which know no second derivatives;
@@ -262,9 +280,12 @@ class Trainer:
             return torch.zeros((), device=real.device)
         self.discriminator.eval()
         with torch.autocast(real.device.type, enabled=False):
-            penalty = gradient_penalty(self.discriminator, real.float())
+            penalty = gradient_penalty(self.discriminator, real.float(), *classes)
         self.discriminator.train()
         return penalty
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        return to_images(pixels, self.config.channels)
 
     def _augmented(self, images: Tensor) -> Tensor:
         return augment(images, self.config.augmentations())
@@ -304,7 +325,8 @@ class Trainer:
                 return found
             noise = draw_noise(self.config.num_samples, self.config.seed)
             scores = self.scorer(generate(generator, noise))
-            sign = -1 if METRICS[self.config.best_by].higher_is_better else 1
+            (chosen_by,) = find_metrics([self.config.best_by])
+            sign = -1 if chosen_by.higher_is_better else 1
             return {**found, **scores, "selection": sign * scores[self.config.best_by]}
 
         return from_main_process(self.accelerator, figures)
@@ -319,7 +341,7 @@ class Trainer:
         self.discriminator.eval()
         features = cast("Callable[[Tensor], Tensor]", self.discriminator.features)
         found = [
-            torch.cat([features(to_images(part)).float() for part in batches])
+            torch.cat([features(self._images(part)).float() for part in batches])
             for batches in (self.compared.to(self.accelerator.device).split(64), samples)
         ]
         self.discriminator.train()
@@ -350,8 +372,9 @@ class Trainer:
         if run.main and (taken % config.sample_every == 0 or taken == self.steps):
             noise = draw_noise(64, config.seed)
             grid = torch.cat(list(generate(self.sampled, noise)))
+            columns = grid_columns(self.generator, len(grid))
             file = run.path / "samples" / f"step{taken:06d}.png"
-            save_grid(grid, file)
+            save_grid(grid, file, columns)
             run.trackers.picture("samples", file, taken)
         due = taken % config.checkpoint_every == 0
         if due and (count := int(self.steps_without_mistake)) >= config.checkpoint_every:
@@ -368,12 +391,13 @@ class Trainer:
             return
         known = from_main_process(
             self.accelerator,
-            lambda: [one["collapse"] for one in run.metrics() if "collapse" in one],
+            lambda: {one["step"]: one["collapse"] for one in run.metrics() if "collapse" in one},
         )
         if goes_off(known):
+            count = alike_in_a_row(known)
             raise TrainingCollapsed(
                 f"the samples look alike to the discriminator: collapse, 0 for real images and 1 "
-                f"for one image again and again, was above {LIMIT} at {alike_in_a_row(known)} "
+                f"for one image again and again, was above {LIMIT} at {count} "
                 f"evaluations in a row, {record['collapse']:.2f} at step {record['step']}, whose "
                 f"state is {run.checkpoints / 'last'}: a lower --lr, "
                 "--spectral-norm or --augment may help"

@@ -25,10 +25,15 @@ C = TypeVar("C")
 
 
 class _Parser(ArgumentParser):
-    """Flags with dashes; a bool is a pair --flag, --no-flag; a dict also takes KEY=VALUE …."""
+    """Flags with dashes; a bool is a pair --flag, --no-flag; a dict also takes KEY=VALUE ….
+
+    A field whose name is a word of Python's, such as ``class_``, has the flag without underscore.
+    """
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
-        dashed = [a if a == "--print_config" else a.replace("_", "-") for a in args]
+        dashed = [a if a == "--print_config" else a.rstrip("_").replace("_", "-") for a in args]
+        if args[0].endswith("_"):
+            kwargs["dest"] = args[0].removeprefix("--")
         if kwargs.get("type") is bool:
             kwargs["action"] = ActionYesNo(no_prefix="no-")
             del kwargs["type"]
