@@ -171,6 +171,8 @@ def test_every_flag_of_evaluate(name, place):
         "pack": elsewhere,
         "templates": elsewhere,
         "scores": elsewhere,
+        "probe": elsewhere,
+        "gallery": elsewhere,
         "output": USE["output"],
     }
 

@@ -162,7 +162,9 @@ def test_anybodys_embeddings_under_every_protocol(run, faces, tmp_path, capsys):
         evaluate_main([*arguments, "--pairs", str(tmp_path / "pairs.txt")])
 
 
-def test_templates_of_anybodys_embeddings(tmp_path):
+@pytest.fixture
+def ijb(tmp_path):
+    """What the published programs were given and found, and the flags of the files they read."""
     ijb = np.load(Path(__file__).parent / "vectors" / "protocols" / "ijb.npz")
     names = [f"{i}.jpg" for i in range(len(ijb["in/emb"]))]
     embeddings = ijb["in/emb"] + ijb["in/emb_flip"]
@@ -172,12 +174,89 @@ def test_templates_of_anybodys_embeddings(tmp_path):
     scores = zip(names, ijb["in/score"].astype(float), strict=True)
     (tmp_path / "score.txt").write_text("\n".join(f"{n} {'0 ' * 10}{s}" for n, s in scores))
     (tmp_path / "pairs.txt").write_text("\n".join(" ".join(map(str, p)) for p in ijb["in/pairs"]))
-    found = evaluate(EvaluateConfig(
-        embeddings=tmp_path / "e.npz", templates=tmp_path / "tid.txt",
-        scores=tmp_path / "score.txt", pairs=tmp_path / "pairs.txt",
-    ))  # fmt: skip
+    for name in ("probe", "gallery1", "gallery2"):
+        lines = [f"{template},{person},img/1.jpg" for template, person in ijb[f"in/{name}"]]
+        lines = ["TEMPLATE_ID,SUBJECT_ID,FILENAME", *lines, lines[0]]  # a line an image
+        (tmp_path / f"{name}.csv").write_text("\r\n".join(lines))
+    files = {"embeddings": "e.npz", "templates": "tid.txt", "scores": "score.txt"}
+    arguments = [part for flag, file in files.items() for part in (f"--{flag}", tmp_path / file)]
+    return ijb, list(map(str, arguments)), tmp_path
+
+
+def evaluated(ijb, *arguments):
+    """The figures that the command writes."""
+    _, shared, folder = ijb
+    evaluate_main([*shared, *map(str, arguments), "--output", str(folder / "found.json")])
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_templates_of_anybodys_embeddings(ijb):
+    published, _, folder = ijb
+    found = evaluated(ijb, "--pairs", folder / "pairs.txt")
     tars = list(found["curve"]["tar_at_far"]["insightface"].values())
-    np.testing.assert_allclose(tars, ijb["ijb11/N1D1F1/tar"], atol=1e-12)
+    np.testing.assert_allclose(tars, published["ijb11/N1D1F1/tar"], atol=1e-12)
+
+
+def test_probes_are_identified_by_the_published_rules(ijb, capsys):
+    published, _, folder = ijb
+    galleries = [folder / "gallery1.csv", folder / "gallery2.csv"]
+    found = evaluated(ijb, "--probe", folder / "probe.csv", "--gallery", *galleries)
+    closed, opened = found["closed_set"], found["open_set"]
+    np.testing.assert_allclose(
+        list(closed["rank"].values()), published["ijb1n_single/top1_5_10"], atol=1e-12
+    )
+    for fpir, tpir, _ in published["ijb1n_single/far_tpir_threshold"]:
+        assert closed["tpir_at_fpir"][f"{fpir:g}"] == pytest.approx(tpir, abs=1e-9)
+    np.testing.assert_allclose(
+        list(opened["tpir_at_fpir"].values()),
+        np.mean([published[f"ijb1n_open/G{i}/tpir_at_1e-3_1e-2_1e-1_1"] for i in (1, 2)], axis=0),
+        atol=1e-12,
+    )
+    hits = sum(published[f"ijb1n_open/G{i}/top_counts"] for i in (1, 2))
+    assert opened["mated"] == len(published["in/probe"])
+    np.testing.assert_allclose(list(opened["rank"].values()), hits / opened["mated"], atol=1e-12)
+    printed = capsys.readouterr().out
+    assert f"| rank 1, closed set | {100 * closed['rank']['1']:.2f} |" in printed
+    assert f"| TPIR at FPIR 0.01, open set | {100 * opened['tpir_at_fpir']['0.01']:.2f}" in printed
+    alone = evaluated(ijb, "--probe", folder / "probe.csv", "--gallery", galleries[0])
+    assert "closed_set" not in alone
+    assert alone["open_set"]["tpir_at_fpir"]["0.01"] == pytest.approx(
+        float(published["ijb1n_open/G1/tpir_at_1e-3_1e-2_1e-1_1"][1]), abs=1e-12
+    )
+
+
+def test_what_is_wrong_with_lists_of_templates_is_named(ijb, capsys):
+    _, _, folder = ijb
+    probe, gallery = folder / "probe.csv", folder / "gallery1.csv"
+    nobody = folder / "nobody.csv"
+    first = probe.read_text().splitlines()[1]
+    template, person, _ = first.split(",")
+    for text, message in (
+        ("template,subject", "got names alone"),
+        (
+            f"{template},1\n{template},2",
+            f"nobody.csv:2: expected template {template} of one person",
+        ),
+        (f"{template},x", "nobody.csv:1: expected a whole number, got 'x'"),
+        (f"{template}", "nobody.csv:1: expected 2 values or more"),
+        ("987654,1", "expected images of template 987654, got none"),
+        (f"{template},987654", "expected each person of .* in a gallery, or in each gallery some"),
+    ):
+        nobody.write_text(text)
+        with pytest.raises(DataError, match=message):
+            evaluated(ijb, "--probe", nobody, "--gallery", gallery)
+    templates = [line.split(",")[0] for line in gallery.read_text().splitlines()[1:3]]
+    nobody.write_text("\n".join(f"{one},{person}" for one in templates))
+    with pytest.raises(DataError, match=r"one template of each person in .*, got 2 of 1 persons"):
+        evaluated(ijb, "--probe", probe, "--gallery", nobody)
+    for arguments, message in (
+        (("--probe", probe), "--probe and --gallery together"),
+        (("--gallery", gallery, "--pairs", probe), "--probe and --gallery together"),
+        ((), "expected --pairs or --pack or, with --templates, --probe"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluated(ijb, *arguments)
+        assert message in capsys.readouterr().err
 
 
 def test_the_best_threshold_of_the_pairs_themselves():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,29 @@ from mhe_core.errors import UserError
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.files import write_atomically
 from mhe_core.training.images import DataError
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from sphereface_plus.arguments import lists_spelled_out
 from sphereface_plus.embed import read_embeddings
+from sphereface_plus.ijb_files import (
+    read_scores,
+    read_subjects,
+    read_template_pairs,
+    read_templates,
+)
 from sphereface_plus.onnx_embedder import embed_with_onnx
 from sphereface_plus.packs import read_verification_pack
 from sphereface_plus.pair_files import read_pairs
-from sphereface_plus.templates import RULES, image_features, pool_templates, rows_of, tar_at_far
-from sphereface_plus.textfile import read_lines
+from sphereface_plus.templates import (
+    RULES,
+    Identification,
+    identify_closed,
+    identify_open,
+    image_features,
+    pool_templates,
+    rows_of,
+    tar_at_far,
+)
 from sphereface_plus.verification import PROTOCOLS, roc, squared_distances, ten_fold
 
 __all__ = ["EvaluateConfig", "evaluate", "main"]
@@ -29,7 +44,7 @@ __all__ = ["EvaluateConfig", "evaluate", "main"]
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """Verify pairs or templates by embeddings, and say what each protocol would report.
+    """Verify pairs or templates, or identify them, by embeddings: what each protocol would report.
 
     Attributes:
         embeddings: .npz with embeddings [N, d] (and names [N]), such as embed writes, or .npy.
@@ -41,6 +56,10 @@ class EvaluateConfig:
         pack: a verification pack; the embeddings are those of its images, in their order.
         templates: IJB's face_tid_mid.txt: name, template and medium of each image.
         scores: IJB's name_5pts_score.txt, whose last column weights the images.
+        probe: of --templates, IJB's list of those to be identified, such as
+            ijbc_1N_probe_mixed.csv: template and person.
+        gallery: the lists of those they are looked up in, such as ijbc_1N_gallery_G1.csv
+            ijbc_1N_gallery_G2.csv.
         output: a JSON file for the figures.
     """
 
@@ -52,14 +71,20 @@ class EvaluateConfig:
     pack: Path | None = None
     templates: Path | None = None
     scores: Path | None = None
+    probe: Path | None = None
+    gallery: list[Path] = field(default_factory=list)
     output: Path | None = None
 
     def __post_init__(self) -> None:
         """Check that the settings fit each other."""
         if (self.embeddings is None) == (self.onnx is None):
             raise UserError("expected either --embeddings or --onnx")
-        if (self.pairs is None) == (self.pack is None):
-            raise UserError("expected either --pairs or --pack")
+        if self.pairs is not None and self.pack is not None:
+            raise UserError("expected either --pairs or --pack, got both")
+        if self.pairs is None and self.pack is None and self.probe is None:
+            raise UserError("expected --pairs or --pack or, with --templates, --probe")
+        if (self.probe is not None) != bool(self.gallery):
+            raise UserError("expected --probe and --gallery together, got one of them")
         if self.templates is not None and self.pack is not None:
             raise UserError("expected --templates with --pairs, got --pack")
         if self.onnx is not None and (self.images is None) == (self.pack is None):
@@ -68,6 +93,7 @@ class EvaluateConfig:
             ("names", "embeddings"),
             ("images", "onnx"),
             ("scores", "templates"),
+            ("probe", "templates"),
         ):
             if getattr(self, flag) is not None and getattr(self, partner) is None:
                 raise UserError(f"--{flag} goes with --{partner}, which is not given")
@@ -136,39 +162,85 @@ def pair_figures(
 def template_figures(
     config: EvaluateConfig, embeddings: NDArray[np.float64], names: list[str] | None
 ) -> dict[str, Any]:
-    """TAR at FAR of IJB's templates by each rule."""
+    """Of IJB's templates, TAR at FAR by each rule, and how many probes are found in a gallery."""
     index = by_name(names)
-    listed = [fields(line, 3, config.templates, n) for n, line in numbered(config.templates)]
-    rows = [row(index, name) for name, *_ in listed]
-    weights = None
-    if config.scores is not None:
-        parts = [fields(line, 2, config.scores, n) for n, line in numbered(config.scores)]
-        weight = {part[0]: float(part[-1]) for part in parts}
-        if lost := [name for name, *_ in listed if name not in weight]:
-            raise DataError(f"expected a score of {lost[0]} in {config.scores}, found none")
-        weights = [weight[name] for name, *_ in listed]
-    features = image_features(embeddings[rows], scores=weights)
-    template, media = ([int(entry[i]) for entry in listed] for i in (1, 2))
-    numbers, pooled = pool_templates(features, template, media)
-    pairs = np.array(
-        [list(map(int, fields(line, 3, config.pairs, n))) for n, line in numbered(config.pairs)]
-    )
-    first, second = (pooled[rows_of(numbers, pairs[:, i])] for i in (0, 1))
-    scores, same = (first * second).sum(1), pairs[:, 2].astype(bool)
-    return {"curve": curve_figures(scores, same)}
+    images, template, media = read_templates(config.templates or Path())
+    weights = None if config.scores is None else read_scores(config.scores, images)
+    rows = [row(index, name) for name in images]
+    pooled = pool_templates(image_features(embeddings[rows], scores=weights), template, media)
+    found: dict[str, Any] = {}
+    if config.pairs is not None:
+        first, second, same = read_template_pairs(config.pairs)
+        scores = (features_of(pooled, first) * features_of(pooled, second)).sum(1)
+        found["curve"] = curve_figures(scores, same)
+    if config.probe is not None:
+        found |= identification_figures(config.probe, config.gallery, pooled)
+    return found
 
 
-def numbered(file: Path | None) -> list[tuple[int, str]]:
-    """The lines of a file with their numbers."""
-    return list(enumerate(read_lines(file or Path()), 1))
+def features_of(
+    pooled: tuple[NDArray[np.int64], NDArray[np.float64]], templates: ArrayLike
+) -> NDArray[np.float64]:
+    """The features [N, d] of those templates."""
+    numbers, features = pooled
+    return features[rows_of(numbers, templates)]
 
 
-def fields(line: str, count: int, file: Path | None, number: int) -> list[str]:
-    """The parts of a line, at least so many."""
-    parts = line.replace(",", " ").split()
-    if len(parts) < count:
-        raise DataError(f"{file}:{number}: expected {count} values or more, got {line!r:.80}")
-    return parts
+def identification_figures(
+    probe: Path, galleries: list[Path], pooled: tuple[NDArray[np.int64], NDArray[np.float64]]
+) -> dict[str, Any]:
+    """1:N by the published rules that the lists allow.
+
+    In a closed set, all galleries are one, and each probe has its person there. In an open set,
+    each gallery is searched for itself, by probes whose person is not there, too.
+
+    Raises:
+        DataError: if the lists allow neither, or a gallery has two templates of a person.
+    """
+    probes = read_subjects(probe)
+    queries, persons = features_of(pooled, list(probes)), np.array(list(probes.values()))
+
+    def looked_up(gallery: dict[int, int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        row_of = {person: row for row, person in enumerate(gallery.values())}
+        if len(row_of) < len(gallery):
+            raise DataError(
+                f"expected one template of each person in {' and '.join(map(str, galleries))}, "
+                f"got {len(gallery)} of {len(row_of)} persons"
+            )
+        similarity = queries @ features_of(pooled, list(gallery)).T
+        return similarity, np.array([row_of.get(person, -1) for person in persons])
+
+    sets = [read_subjects(file) for file in galleries]
+    joined = looked_up(dict(pair for one in sets for pair in one.items()))
+    each = [looked_up(one) for one in sets] if len(sets) > 1 else [joined]
+    found: dict[str, Any] = {}
+    if (joined[1] >= 0).all():
+        found["closed_set"] = identified([identify_closed(*joined)])
+    if all(0 < (mate >= 0).sum() < len(mate) for _, mate in each):
+        found["open_set"] = identified([identify_open(*one) for one in each])
+    if not found:
+        raise DataError(
+            f"expected each person of {probe} in a gallery, or in each gallery some and not all, "
+            f"got {', '.join(f'{(mate >= 0).sum()} of {len(mate)}' for _, mate in each)}"
+        )
+    return found
+
+
+def identified(galleries: list[Identification]) -> dict[str, Any]:
+    """As published: ranks over the mated probes of all galleries, the mean of their TPIRs."""
+    mated = [gallery.mated for gallery in galleries]
+    return {
+        "rank": {
+            str(k): float(np.average([gallery.rank[k] for gallery in galleries], weights=mated))
+            for k in galleries[0].rank
+        },
+        "tpir_at_fpir": {
+            f"{fpir:g}": float(np.mean([gallery.tpir[fpir] for gallery in galleries]))
+            for fpir in galleries[0].tpir
+        },
+        "mated": sum(mated),
+        "galleries": len(galleries),
+    }
 
 
 def curve_figures(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> dict[str, Any]:
@@ -222,19 +294,26 @@ def table(found: dict[str, Any]) -> str:
         lines.append(
             f"| best threshold on these very pairs: no protocol, always too high | {best} |"
         )
-    curve = found["curve"]
-    for rule, tars in curve["tar_at_far"].items():
-        for far, tar in tars.items():
-            lines.append(f"| TAR at FAR {far}, rule {rule} | {100 * tar:.2f} |")
-    lines.append(f"| EER | {100 * curve['eer']:.2f} |")
-    lines.append(f"| AUC | {100 * curve['auc']:.2f} |")
+    if curve := found.get("curve"):
+        for rule, tars in curve["tar_at_far"].items():
+            for far, tar in tars.items():
+                lines.append(f"| TAR at FAR {far}, rule {rule} | {100 * tar:.2f} |")
+        lines.append(f"| EER | {100 * curve['eer']:.2f} |")
+        lines.append(f"| AUC | {100 * curve['auc']:.2f} |")
+    for kind in ("closed", "open"):
+        if one := found.get(f"{kind}_set"):
+            for k, share in one["rank"].items():
+                lines.append(f"| rank {k}, {kind} set | {100 * share:.2f} |")
+            for fpir, tpir in one["tpir_at_fpir"].items():
+                lines.append(f"| TPIR at FPIR {fpir}, {kind} set | {100 * tpir:.2f} |")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    print(table(evaluate(parse(EvaluateConfig, arguments, "sphereface-plus evaluate"))))
+    spelled = lists_spelled_out(arguments, "--gallery")
+    print(table(evaluate(parse(EvaluateConfig, spelled, "sphereface-plus evaluate"))))
 
 
 if __name__ == "__main__":
