@@ -1,11 +1,13 @@
 """Every flag of sample, test and score changes what comes of it, or is known not to."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 from mhe_core.errors import UserError
-from mhe_gan.config import GANConfig
+from mhe_gan.compare import CompareConfig, compare
+from mhe_gan.config import GANConfig, ScoreConfig
 from mhe_gan.sample import SampleConfig, sample
 from mhe_gan.score import ScoreCommandConfig, score
 from mhe_gan.test import TestConfig
@@ -109,6 +111,26 @@ def test_every_flag_of_test(name, runs, classifiers):
 
     base = {"run": runs / "0", "num_samples": 20, "feature_extractor": classifiers[0]}
     check(TestConfig, name, entries, outcome, {**base, "device": "cpu"})
+
+
+@pytest.mark.parametrize("name", flags(ScoreConfig))
+def test_every_scoring_flag_of_compare(name, classifiers, tmp_path_factory):
+    entries = {
+        "num_samples": Changes(30, what="figures"),
+        "feature_extractor": Changes(classifiers[1], what="figures"),
+        "weights": Same("those of Inception, which no test downloads"),
+        "reference": Changes("test", what="figures"),
+    }
+
+    def outcome(settings):
+        output = tmp_path_factory.mktemp("compare")
+        compare(CompareConfig(output=output, models="sn", seeds="0", **settings))
+        report = json.loads((output / "sn/seed0/test.json").read_text())
+        assert f"{report['final']['fid']:.2f}" in (output / "table.md").read_text()
+        return figures([report["final"], report["real_inception_score"]])
+
+    base = {**TINY, "steps": 1, "num_samples": 20, "feature_extractor": classifiers[0]}
+    check(CompareConfig, name, entries, outcome, base)
 
 
 @pytest.mark.parametrize("name", flags(ScoreCommandConfig))
