@@ -41,7 +41,7 @@ def sample_classes(
     positives = labels[(labels >= 0) & (labels < num_classes)].unique()
     size = max(int(rate * num_classes), len(positives))
     (word,) = np.random.SeedSequence([seed, step, shard]).generate_state(1, np.uint64)
-    generator = torch.Generator(labels.device).manual_seed(int(word >> 1))
+    generator = torch.Generator(labels.device).manual_seed(int(word) >> 1)
     order = torch.rand(num_classes, generator=generator, device=labels.device)
     order[positives] = 2.0  # before all others
     return order.topk(size).indices.sort().values
