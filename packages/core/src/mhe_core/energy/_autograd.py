@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mhe_core._signatures import signature_kept
 from mhe_core.eager import opaque_operator
 from mhe_core.energy import _tiles
 from mhe_core.energy.pair_potential import PairPotential
@@ -49,6 +50,7 @@ def tiled_energy(
     return energy
 
 
+@signature_kept
 class _TiledEnergy(torch.autograd.Function):
     """The gradient is found along with the value, and waits for the backward pass."""
 

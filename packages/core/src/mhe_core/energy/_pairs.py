@@ -186,10 +186,10 @@ class PairMean:
         if self.doubts is not None:
             self.doubts.append(Doubt.of(cosines, -self.limit, self.limit))
             return None
-        sizes = cosines.abs()
-        if sizes.amax().item() <= self.limit:  # once per tile, the host waits for the device
+        least, greatest = cosines.aminmax()  # once per tile, the host waits for the device
+        if float(least) >= -self.limit and float(greatest) <= self.limit:
             return None
-        near = sizes > self.limit
+        near = cosines.abs() > self.limit
         clear_own(near, a, b)
         return near
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mhe_core._signatures import signature_kept
 from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.potential_base import NEAR
 from mhe_core.energy.rows import directions, wide_dtype, working_copy
@@ -79,6 +80,7 @@ def measured(chords: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return chords.masked_fill(near, 0.0) + of_near.to(chords.dtype)
 
 
+@signature_kept
 class _MeasuredPairs(torch.autograd.Function):
     """‖u_i + v_j‖² where it is wanted, else 0.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mhe_core._signatures import signature_kept
 from mhe_core.energy._waits import Doubt, waits_are_dear
 from mhe_core.energy.pair_potential import PairPotential
 
@@ -132,6 +133,7 @@ def working_copy(neurons: Tensor) -> Tensor:
     return clamping
 
 
+@signature_kept
 class _ClampedGradient(torch.autograd.Function):
     """The identity, through which no gradient comes back that is beyond a limit."""
 

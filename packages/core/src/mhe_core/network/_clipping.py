@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mhe_core._signatures import signature_kept
 from mhe_core.energy.rows import wide_dtype
 
 __all__ = ["LARGEST_VALUE", "bounded_value", "clipped_neurons", "clipped_penalty"]
@@ -84,6 +85,7 @@ def bounded_value(penalty: Tensor) -> Tensor:
     return value
 
 
+@signature_kept
 class _ClippedNeurons(torch.autograd.Function):
     """The identity, and a zero; in the backward pass, the bound."""
 
@@ -120,6 +122,7 @@ class _ClippedNeurons(torch.autograd.Function):
         return (gradient * shrink.to(narrow)).to(gradient.dtype), None, None
 
 
+@signature_kept
 class _BoundedValue(torch.autograd.Function):
     """Grows with the logarithm from some size on, with gradient 1 all the same."""
 
