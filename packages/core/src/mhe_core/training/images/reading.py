@@ -95,15 +95,15 @@ def read_image(file: ImageFile) -> Image.Image:
     """
     with opened(file) as image:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith(("I", "F")):
-            levels = _levels(np.asarray(upright), image)
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith(("I", "F")):
+            levels = _levels(np.asarray(image), image)
             return Image.fromarray(levels).convert("RGB")
-        if upright.has_transparency_data:
-            colours = upright.convert("RGBA")
+        if image.has_transparency_data:
+            colours = image.convert("RGBA")
             page = Image.new("RGBA", colours.size, "white")
             return Image.alpha_composite(page, colours).convert("RGB")
-        return upright.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def image_size(file: ImageFile) -> Size:
@@ -135,7 +135,11 @@ def resize(image: Image.Image, size: Size) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB image of Pillow's as uint8 [3, height, width]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    pixels = np.asarray(image)
+    planes = np.empty((3, *pixels.shape[:2]), np.uint8)
+    for channel in range(3):  # three times as fast as to permute them all at once
+        planes[channel] = pixels[..., channel]
+    return torch.from_numpy(planes)
 
 
 def _levels(grey: NDArray[Any], image: Image.Image) -> NDArray[np.uint8]:
