@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mhe_core._signatures import signature_kept
+from mhe_core.autograd_functions import signature_kept
 from mhe_core.eager import opaque_operator
 from mhe_core.energy import _tiles
 from mhe_core.energy.pair_potential import PairPotential

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhe_core._signatures import signature_kept
+from mhe_core.autograd_functions import signature_kept
 from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.potential_base import NEAR
 from mhe_core.energy.rows import directions, wide_dtype, working_copy

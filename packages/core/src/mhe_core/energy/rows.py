@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mhe_core._signatures import signature_kept
+from mhe_core.autograd_functions import signature_kept
 from mhe_core.energy._waits import Doubt, waits_are_dear
 from mhe_core.energy.pair_potential import PairPotential
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhe_core._signatures import signature_kept
+from mhe_core.autograd_functions import signature_kept
 from mhe_core.energy.rows import wide_dtype
 
 __all__ = ["LARGEST_VALUE", "bounded_value", "clipped_neurons", "clipped_penalty"]

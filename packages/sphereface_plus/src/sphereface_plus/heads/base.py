@@ -12,6 +12,8 @@ from mhe_core.errors import UserError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sphereface_plus.heads.products import products_with_directions, unit_rows
+
 __all__ = [
     "Head",
     "add_margin",
@@ -22,11 +24,8 @@ __all__ = [
     "cross_entropy",
     "detached",
     "mean_over_processes",
-    "unit_rows",
     "with_labels",
 ]
-
-SHORTEST = 1e-6  # a shorter row has no direction
 
 
 class Head(nn.Module):
@@ -83,28 +82,12 @@ class Head(nn.Module):
         As published for heads that are not OpenSphere's, no gradient comes from beyond.
         """
         weight = self.weight.to(features.dtype)
-        return (unit_rows(features) @ unit_rows(weight).mT).clamp(-1, 1)
+        return products_with_directions(unit_rows(features), weight).clamp(-1, 1)
 
     def extra_repr(self) -> str:
         """The sizes and all plain numbers, for ``print(module)``."""
         options = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, str))}
         return ", ".join(f"{k}={v!r}" for k, v in options.items() if k != "training")
-
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows ``[N, d]`` divided by their lengths.
-
-    A row shorter than 1e-6 has no direction: it stays as it is and passes gradients on as they
-    come, where a division by the least of numbers would give some of 1e13.
-
-    Example:
-        >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-        tensor([[0.6000, 0.8000],
-                [0.0000, 0.0000]])
-    """
-    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    short = lengths.detach() < SHORTEST
-    return rows / lengths.masked_fill(short, 1.0)
 
 
 def detached(cosines: Tensor, values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from mhe_core.errors import UserError
 from torch import Tensor
 from torch.nn import functional
 
-from sphereface_plus.heads.base import Head, check_range, detached
+from sphereface_plus.heads.base import Head, at_labels, check_range, detached, with_labels
 
 __all__ = ["CombinedMargin", "combined_logits"]
 
@@ -88,12 +88,15 @@ def combined_logits(
     cosines: Tensor, labels: Tensor, m2: float, m3: float, filter: float, scale: float
 ) -> Tensor:
     """Logits ``[B, C]`` of cosines; label −1 is a class that is not among these."""
-    columns = torch.arange(cosines.shape[1], device=cosines.device)
-    at_label = columns == labels.unsqueeze(1)
-    if filter > 0:
-        cosines = cosines.masked_fill((cosines > filter) & ~at_label, 0.0)
+    columns = labels.clamp_min(0)
+    own = at_labels(cosines, columns)
     if m3 > 0:
-        hard = cosines - m3
+        hard = own - m3
     else:
-        hard = detached(cosines, (cosines.detach().clamp(-1, 1).acos() + m2).cos())
-    return scale * torch.where(at_label, hard, cosines)
+        hard = detached(own, (own.detach().clamp(-1, 1).acos() + m2).cos())
+    if filter > 0:
+        cosines = cosines.masked_fill(cosines > filter, 0.0)
+    elsewhere = labels.unsqueeze(1) < 0
+    return scale * with_labels(
+        cosines, columns, torch.where(elsewhere, at_labels(cosines, columns), hard)
+    )

@@ -27,9 +27,9 @@ from sphereface_plus.heads.base import (
     check_range,
     cross_entropy,
     detached,
-    unit_rows,
     with_labels,
 )
+from sphereface_plus.heads.products import unit_rows
 
 __all__ = ["OpenSphereArcFace", "OpenSphereCosFace", "OpenSphereHead", "OpenSphereSphereFace"]
 

@@ -33,9 +33,9 @@ from sphereface_plus.heads.base import (
     at_labels,
     check_batch,
     cross_entropy,
-    unit_rows,
     with_labels,
 )
+from sphereface_plus.heads.products import products_with_directions, unit_rows
 
 __all__ = ["Annealing", "SphereFaceHead", "psi"]
 
@@ -212,15 +212,17 @@ class SphereFaceHead(Head):
             weight = (self.weight if weight is None else weight).to(x.dtype)
             if self.variant == "softmax":
                 return x @ weight.mT
-            cosines = unit_rows(x) @ unit_rows(weight).mT
-            if self.variant == "a_softmax":
-                lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            else:
-                lengths = self.scale * x.new_ones(len(x), 1)
+            own_lengths = self.variant == "a_softmax"
+            scale = 1.0 if own_lengths else self.scale
+            # Scaled before the product, which has more entries than the features.
+            logits = products_with_directions(scale * unit_rows(x), weight)
             columns = labels.clamp_min(0)
-            own = at_labels(cosines, columns)
-            hard = torch.where(labels[:, None] < 0, own, self._with_margin(own, lam))
-            return lengths * with_labels(cosines, columns, hard)
+            own = at_labels(logits, columns)
+            hard = scale * self._with_margin(own / scale, lam)
+            logits = with_labels(logits, columns, torch.where(labels[:, None] < 0, own, hard))
+            if own_lengths:
+                return torch.linalg.vector_norm(x, dim=-1, keepdim=True) * logits
+            return logits
 
     def _with_margin(self, cosines: Tensor, lam: float | Tensor | None) -> Tensor:
         """What takes the place of cos θ at the label."""
