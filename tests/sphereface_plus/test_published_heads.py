@@ -148,7 +148,9 @@ def test_combined_logits_with_classes_elsewhere(case):
             create_head("combined", 4, 3, m1=o["m1"], m2=o["m2"])
         return
     cosines = vectors["cos"].clone().requires_grad_()
-    logits = combined_logits(cosines, vectors["y"].flatten(), o["m2"], o["m3"], o["t"], o["s"])
+    logits = combined_logits(
+        o["s"] * cosines, vectors["y"].flatten(), o["m2"], o["m3"], o["t"], o["s"]
+    )
     logits.backward(vectors["gout"])
     close(logits.detach(), vectors["out"])
     close(cosines.grad, vectors["dcos"])

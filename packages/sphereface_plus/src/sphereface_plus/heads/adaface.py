@@ -80,16 +80,18 @@ class AdaFace(Head):
 
     def logits(self, features: Tensor, labels: Tensor) -> Tensor:
         """Logits ``[B, C]``; in training mode the running figures take in the batch first."""
-        cosines = self.cosines(features).clamp(-1 + EDGE, 1 - EDGE)
+        logits = self.scaled_cosines(features, self.scale, 1 - EDGE)
         lengths = torch.linalg.vector_norm(features.detach(), dim=-1, keepdim=True)
         lengths = lengths.clamp(0.001, 100)
         if self.training:
             self.take_in(lengths)
         quality = self.h * (lengths - self.batch_mean) / (self.batch_std + EDGE)
         quality = quality.clamp(-1, 1)
-        theta = at_labels(cosines, labels).acos() - self.m * quality
+        # Scaled and back, the largest cosine may be rounded beyond itself.
+        own = (at_labels(logits, labels) / self.scale).clamp(-1 + EDGE, 1 - EDGE)
+        theta = own.acos() - self.m * quality
         hard = theta.clamp(EDGE, math.pi - EDGE).cos() - self.m * (1 + quality)
-        return self.scale * with_labels(cosines, labels, hard)
+        return with_labels(logits, labels, self.scale * hard)
 
     @torch.no_grad()
     def take_in(self, lengths: Tensor) -> None:

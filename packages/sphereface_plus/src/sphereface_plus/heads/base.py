@@ -76,13 +76,15 @@ class Head(nn.Module):
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """What :meth:`forward` gives, once the batch is checked and wide."""
 
-    def cosines(self, features: Tensor) -> Tensor:
-        """The cosines of features ``[B, d]`` with all class vectors, ``[B, C]``, in [−1, 1].
+    def scaled_cosines(self, features: Tensor, scale: float, largest: float = 1.0) -> Tensor:
+        """s·cos θ of features ``[B, d]`` with all class vectors, ``[B, C]``, cos θ in ±largest.
 
-        As published for heads that are not OpenSphere's, no gradient comes from beyond.
+        As published for heads that are not OpenSphere's, no gradient comes from beyond. (Features
+        are scaled, not the product, which has more entries.)
         """
         weight = self.weight.to(features.dtype)
-        return products_with_directions(unit_rows(features), weight).clamp(-1, 1)
+        products = products_with_directions(scale * unit_rows(features), weight)
+        return products.clamp(-scale * largest, scale * largest)
 
     def extra_repr(self) -> str:
         """The sizes and all plain numbers, for ``print(module)``."""

@@ -78,25 +78,25 @@ class CombinedMargin(Head):
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy, each image's at most 69.08."""
-        cosines = self.cosines(features)
-        logits = combined_logits(cosines, labels, self.m2, self.m3, self.filter, self.scale)
+        logits = self.scaled_cosines(features, self.scale)
+        logits = combined_logits(logits, labels, self.m2, self.m3, self.filter, self.scale)
         losses = functional.cross_entropy(logits, labels, reduction="none")
         return detached(losses, losses.clamp_max(GREATEST_LOSS)).mean()
 
 
 def combined_logits(
-    cosines: Tensor, labels: Tensor, m2: float, m3: float, filter: float, scale: float
+    logits: Tensor, labels: Tensor, m2: float, m3: float, filter: float, scale: float
 ) -> Tensor:
-    """Logits ``[B, C]`` of cosines; label −1 is a class that is not among these."""
+    """The logits with margin, ``[B, C]``, of s·cos θ; label −1 is a class not among these."""
     columns = labels.clamp_min(0)
-    own = at_labels(cosines, columns)
+    own = at_labels(logits, columns)
+    cosines = own / scale
     if m3 > 0:
-        hard = own - m3
+        hard = cosines - m3
     else:
-        hard = detached(own, (own.detach().clamp(-1, 1).acos() + m2).cos())
+        hard = detached(cosines, (cosines.detach().clamp(-1, 1).acos() + m2).cos())
     if filter > 0:
-        cosines = cosines.masked_fill(cosines > filter, 0.0)
+        logits = logits.masked_fill(logits > scale * filter, 0.0)
+        own = at_labels(logits, columns)
     elsewhere = labels.unsqueeze(1) < 0
-    return scale * with_labels(
-        cosines, columns, torch.where(elsewhere, at_labels(cosines, columns), hard)
-    )
+    return with_labels(logits, columns, torch.where(elsewhere, own, scale * hard))

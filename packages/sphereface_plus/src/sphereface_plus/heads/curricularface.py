@@ -64,13 +64,14 @@ class CurricularFace(Head):
 
     def logits(self, features: Tensor, labels: Tensor) -> Tensor:
         """Logits ``[B, C]``; in training mode the running mean takes in the batch first."""
-        cosines = self.cosines(features)
-        own = at_labels(cosines, labels)
+        logits = self.scaled_cosines(features, self.scale)
+        own = at_labels(logits, labels) / self.scale
         if self.training:
             with torch.no_grad():
                 self.t.lerp_(mean_over_processes(own.mean()).to(self.t.dtype), SHARE)
-        hard = cosines > add_margin(own, self.m).detach()
+        hard = logits > self.scale * add_margin(own, self.m).detach()
         # A copy: the next batch changes the buffer, perhaps before this one's gradient is taken.
-        modulated = cosines * (self.t.to(cosines.dtype, copy=True) + cosines)
-        weighted = torch.where(hard, modulated, cosines)
-        return self.scale * with_labels(weighted, labels, add_margin_or_line(own, self.m))
+        t = self.t.to(logits.dtype, copy=True)
+        modulated = logits * torch.add(t, logits, alpha=1 / self.scale)
+        weighted = torch.where(hard, modulated, logits)
+        return with_labels(weighted, labels, self.scale * add_margin_or_line(own, self.m))

@@ -89,9 +89,9 @@ class MagFace(Head):
         """Mean cross entropy, and what makes features long."""
         lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
         lengths = lengths.clamp(self.l_a, self.u_a)
-        cosines = self.cosines(features)
-        hard = self.with_margin(at_labels(cosines, labels), lengths)
-        identity = cross_entropy(self.scale * with_labels(cosines, labels, hard), labels)
+        logits = self.scaled_cosines(features, self.scale)
+        hard = self.scale * self.with_margin(at_labels(logits, labels) / self.scale, lengths)
+        identity = cross_entropy(with_labels(logits, labels, hard), labels)
         return identity + self.lambda_g * (lengths / self.u_a**2 + 1 / lengths).mean()
 
     def with_margin(self, cosines: Tensor, lengths: Tensor) -> Tensor:

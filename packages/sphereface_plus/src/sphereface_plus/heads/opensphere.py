@@ -46,15 +46,19 @@ class RenormalizedHead(Head):
 
     may_sample_classes = False
 
-    def cosines(self, features: Tensor) -> Tensor:
-        """The cosines of features ``[B, d]`` with all class vectors, ``[B, C]``."""
+    def scaled_cosines(self, features: Tensor, scale: float, largest: float = 1.0) -> Tensor:
+        """s·cos θ of features ``[B, d]`` with all class vectors, ``[B, C]``, unclamped.
+
+        The gradient is that of the vectors themselves.
+        """
         directions = unit_rows(self.weight.detach())
-        # Their directions, with the gradient of the vectors themselves.
-        vectors = self.weight + (directions - self.weight).detach()
         if self.training:
             with torch.no_grad():
                 self.weight.copy_(directions)
-        return unit_rows(features) @ vectors.to(features.dtype).mT
+            vectors: Tensor = self.weight
+        else:
+            vectors = self.weight + (directions - self.weight).detach()
+        return (scale * unit_rows(features)) @ vectors.to(features.dtype).mT
 
 
 class OpenSphereHead(RenormalizedHead):
@@ -74,10 +78,10 @@ class OpenSphereHead(RenormalizedHead):
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy."""
-        cosines = self.cosines(features)
-        own = at_labels(cosines, labels)
-        hard = detached(own, self.with_margin(own.detach()))
-        return cross_entropy(self.scale * with_labels(cosines, labels, hard), labels)
+        logits = self.scaled_cosines(features, self.scale)
+        own = at_labels(logits, labels)
+        hard = self.scale * self.with_margin(own.detach() / self.scale)
+        return cross_entropy(with_labels(logits, labels, detached(own, hard)), labels)
 
     @abstractmethod
     def with_margin(self, cosines: Tensor) -> Tensor:

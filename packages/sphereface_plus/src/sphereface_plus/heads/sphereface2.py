@@ -102,7 +102,7 @@ class SphereFace2(RenormalizedHead):
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """The weighted binary cross entropies."""
-        cosines = self.cosines(features)
+        cosines = self.scaled_cosines(features, 1.0)
         z = self.scale * detached(cosines, self.with_margin(cosines.detach(), labels)) + self.bias
         positive = functional.one_hot(labels, self.num_classes).to(z.dtype)
         weight = self.alpha * positive + (1 - self.alpha) * (1 - positive)

@@ -107,7 +107,7 @@ class SphereFaceR(RenormalizedHead):
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """The weighted cross entropy, and with soft features what draws their lengths to s."""
-        cosines = self.cosines(features)
+        cosines = self.scaled_cosines(features, 1.0)
         logits = self.with_margin(cosines, labels)
         weight = self.loss_weight / self.scale
         if self.features == "hard":
