@@ -91,8 +91,9 @@ def test_every_flag_of_train(name, entries, outcome):
     check_flag(GANConfig, name, entries, outcome, BASE)
 
 
-def test_compiled_steps_are_the_same_steps(tmp_path, outcome, traced_graphs):
-    settings = {**BASE, **MHE, "ema": 0.05, "r1": 1.0, "r1_every": 1}
+@pytest.mark.parametrize("conditional", [False, True])
+def test_compiled_steps_are_the_same_steps(tmp_path, outcome, traced_graphs, conditional):
+    settings = {**BASE, **MHE, "ema": 0.05, "r1": 1.0, "r1_every": 1, "conditional": conditional}
     train(GANConfig(**settings, compile=True, output=tmp_path))
     assert {"DCGANGenerator", "SNDCGANDiscriminator"} <= set(traced_graphs)
     assert differing(written(tmp_path)["weights"], outcome(settings)["weights"]) == []
