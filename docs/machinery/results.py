@@ -36,6 +36,7 @@ def compared(columns: tuple[Column, ...], content: Mapping[str, Any]) -> str:
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "cifar_family": partial(compared, classification.COLUMNS),
     "cifar_family_matrix": MATRIX["as_table"],
+    "cifar_released_so": partial(compared, classification.COLUMNS),
     "orl_margins": partial(compared, faces.COLUMNS),
     "orl_heads": partial(compared, faces.COLUMNS),
     "orl_family": partial(compared, faces.COLUMNS),
