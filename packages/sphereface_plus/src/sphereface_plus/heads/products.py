@@ -52,25 +52,26 @@ def defined(features: Tensor, weight: Tensor) -> Tensor:
 
 @signature_kept
 class _Products(torch.autograd.Function):
-    """Products, and one over the class vectors' norms: 1 for one that has no direction."""
+    """Products, one over the class vectors' norms, and which are too short for a direction."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         norms = torch.linalg.vector_norm(weight, dim=-1)
-        inverse = norms.masked_fill_(norms < SHORTEST, 1.0).reciprocal_()
-        return (features @ weight.mT).mul_(inverse), inverse
+        short = norms < SHORTEST
+        inverse = norms.masked_fill_(short, 1.0).reciprocal_()
+        return (features @ weight.mT).mul_(inverse), inverse, short
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Any) -> None:
-        products, inverse = output
-        ctx.mark_non_differentiable(inverse)
-        ctx.save_for_backward(*inputs, products, inverse)
+        _, inverse, short = output
+        ctx.mark_non_differentiable(inverse, short)
+        ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        features, weight, products, inverse = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        features, weight, products, inverse, short = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative will be wanted
             found: Any = torch.func.vjp(defined, features, weight)
             of_features, of_weight = found[1](gradient)
@@ -79,7 +80,6 @@ class _Products(torch.autograd.Function):
         of_features = scaled @ weight if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return of_features, None
-        short = torch.linalg.vector_norm(weight, dim=-1) < SHORTEST
         radial = (gradient * products).sum(0).mul_(inverse.square()).masked_fill_(short, 0.0)
         of_weight = (scaled.mT @ features).addcmul_(weight, radial.unsqueeze(1), value=-1)
         return of_features, of_weight
