@@ -1,6 +1,8 @@
 """The commands beside train, on real runs: sample, test, compare."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -137,6 +139,12 @@ def test_scores_while_it_trains_choose_the_best(trained, tmp_path, classifier, c
     assert report["best"]["step"] == best
     assert report["best"]["fid"] == pytest.approx(fids[best], rel=1e-4)
     assert report["final"]["fid"] == pytest.approx(fids[24], rel=1e-4)
+
+
+def test_sampling_imports_nothing_that_scores():
+    code = "import mhe_gan.sample, sys; print('torch_fidelity' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_compare_makes_a_table_samples_and_curves(tmp_path, classifier, command):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mhe_gan.features import FeatureSet, StatisticsError, extract
 from mhe_gan.frechet import FrechetReference, extrapolated_frechet
-from mhe_gan.metrics import METRICS, find_metrics, measure
+from mhe_gan.metrics import METRICS, find_metric, measure
 from torch import nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -150,4 +150,4 @@ def test_extraction_wants_images():
 
 def test_unknown_metrics_are_named():
     with pytest.raises(ValueError, match="expected the metric to be one of inception_score, fid"):
-        find_metrics(["fid", "fidd"])
+        [find_metric(name) for name in ("fid", "fidd")]

@@ -94,6 +94,9 @@ def test_what_is_wrong_is_said(tmp_path, monkeypatch):
         create_networks("dense")
     with pytest.raises(ValueError, match="expected --image-size of 16 for the networks dense"):
         train(GANConfig(output=tmp_path / "run", model="dense", image_size=32, **TINY))
+    with pytest.raises(ValueError, match="expected the metric to be one of inception_score, fid"):
+        train(GANConfig(output=tmp_path / "run", best_by="fidd", **TINY))
+    assert not (tmp_path / "run").exists()
     second = {"mhe_gan.losses": [("wasserstein", "second:loss")]}
     monkeypatch.syspath_prepend(str(write_distribution(tmp_path / "more", "second", second)))
     with pytest.raises(ValueError, match="got dense:wasserstein and second:loss"):

@@ -13,7 +13,6 @@ from mhe_core.training.naming import own_name
 
 from mhe_gan.augment import AUGMENTATIONS
 from mhe_gan.losses import find_loss
-from mhe_gan.metrics import find_metrics
 from mhe_gan.networks import find_networks
 
 __all__ = ["GANConfig", "ScoreConfig"]
@@ -137,7 +136,6 @@ class GANConfig(TrainingConfig, ScoreConfig):
                 raise UserError(f"expected --{name.replace('_', '-')} at least 0, got {got}")
         find_networks(self.model)
         find_loss(self.loss)
-        find_metrics([self.best_by])
         if unknown := sorted(set(self.augmentations()) - set(AUGMENTATIONS)):
             raise UserError(
                 f"expected --augment of {', '.join(AUGMENTATIONS)} or none, got "

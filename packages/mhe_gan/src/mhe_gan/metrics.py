@@ -6,7 +6,7 @@ A third party's metric is found by its entry point in the group ``mhe_gan.metric
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from mhe_gan.frechet import FrechetReference
 from mhe_gan.plugins import find
 from mhe_gan.scores import inception_score, kernel_distance
 
-__all__ = ["METRICS", "Metric", "Score", "find_metrics", "measure"]
+__all__ = ["METRICS", "Metric", "Score", "find_metric", "measure"]
 
 GROUP = "mhe_gan.metrics"
 NORMAL = 1.959964  # standard deviations on each side of a 95 % interval
@@ -173,10 +173,10 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def find_metrics(names: Sequence[str]) -> list[Metric]:
-    """The metrics of those names, ours or an installed package's.
+def find_metric(name: str) -> Metric:
+    """The metric of that name, ours or an installed package's.
 
     Raises:
         UserError: for an unknown name, or an entry point that names no :class:`Metric`.
     """
-    return [find(name, METRICS, GROUP, Metric, "the metric") for name in names]
+    return find(name, METRICS, GROUP, Metric, "the metric")

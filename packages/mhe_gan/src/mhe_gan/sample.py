@@ -222,12 +222,13 @@ def sample(config: SampleConfig) -> None:
     """Write a grid, or single images ``000000.png``, …."""
     generator, _, _ = load_generator(config.run, config.checkpoint, config.average)
     generator.to(resolve_device(config.device))
-    columns = config.interpolate or grid_columns(generator, config.num)
+    columns = grid_columns(generator, config.num)
     classes: Tensor | None = None
     if config.class_ is not None:
         classes = torch.full((config.num,), find_class(generator, config.class_))
-        columns = config.interpolate or round(config.num**0.5)
+        columns = round(config.num**0.5)
     if config.interpolate:
+        columns = config.interpolate
         noise = interpolated_noise(config.num, config.interpolate, config.seed)
         if classes is None:
             (classes,) = classes_in_turn(generator, config.num, config.interpolate) or (None,)

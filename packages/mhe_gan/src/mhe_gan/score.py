@@ -19,7 +19,7 @@ from torch import nn
 from mhe_gan.extractors import describe_extractor, load_extractor
 from mhe_gan.features import FeatureSet, extract
 from mhe_gan.frechet import extrapolated_frechet
-from mhe_gan.metrics import METRICS, NORMAL, Score, find_metrics, measure
+from mhe_gan.metrics import METRICS, NORMAL, Score, find_metric, measure
 from mhe_gan.sources import ImageSource, open_source
 from mhe_gan.traps import Appearance, unlike
 
@@ -130,7 +130,7 @@ def score(config: ScoreCommandConfig) -> Report:
         ValueError: if the two sides do not go together, or an asked-for metric cannot be measured.
     """
     asked = list(METRICS) if config.metrics is None else comma_separated(config.metrics)
-    metrics = find_metrics(asked)
+    metrics = [find_metric(name) for name in asked]
     device = resolve_device(config.device)
     names = [config.images] if config.reference is None else [config.images, config.reference]
     opened = [

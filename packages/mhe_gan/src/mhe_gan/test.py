@@ -19,7 +19,7 @@ from mhe_core.training.run import saved_config
 from mhe_gan.config import GANConfig, ScoreConfig
 from mhe_gan.data import load_split
 from mhe_gan.extractors import describe_extractor, load_extractor
-from mhe_gan.metrics import find_metrics
+from mhe_gan.metrics import find_metric
 from mhe_gan.sample import draw_noise, generate, load_generator
 from mhe_gan.scores import Scorer
 
@@ -59,7 +59,7 @@ def build_scorer(
     extractor = load_extractor(scores.feature_extractor, scores.weights)
     real = load_split(config, scores.reference)
     batches = whole_set(real, 100, workers=config.workers, device=device)
-    metrics = find_metrics([config.best_by])
+    metrics = [find_metric(config.best_by)]
     return Scorer(extractor, (pixels for pixels, _ in batches), device=device, metrics=metrics)
 
 

@@ -34,7 +34,7 @@ from mhe_gan.collapse import (
 from mhe_gan.config import GANConfig
 from mhe_gan.data import load_split, to_images
 from mhe_gan.losses import find_loss
-from mhe_gan.metrics import find_metrics
+from mhe_gan.metrics import find_metric
 from mhe_gan.networks import NOISE_DIM, create_networks, find_networks, singular_values
 from mhe_gan.penalties import LeCam, gradient_penalty
 from mhe_gan.sample import calibrate, class_names, draw_noise, generate, grid_columns, save_grid
@@ -108,6 +108,7 @@ class Trainer:
             )
         )
         self.loss = find_loss(config.loss)
+        self.chosen_by = find_metric(config.best_by)
         pair = find_networks(config.model)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.regularizer = self._regularizer(
@@ -325,9 +326,8 @@ class Trainer:
                 return found
             noise = draw_noise(self.config.num_samples, self.config.seed)
             scores = self.scorer(generate(generator, noise))
-            (chosen_by,) = find_metrics([self.config.best_by])
-            sign = -1 if chosen_by.higher_is_better else 1
-            return {**found, **scores, "selection": sign * scores[self.config.best_by]}
+            sign = -1 if self.chosen_by.higher_is_better else 1
+            return {**found, **scores, "selection": sign * scores[self.chosen_by.name]}
 
         return from_main_process(self.accelerator, figures)
 
