@@ -156,7 +156,7 @@ def test_a_name_of_a_distribution_that_is_not_installed_says_which(monkeypatch):
         return [e for e in importlib.metadata.entry_points(group=group) if e.dist.name != absent]
 
     absent = "mhe-uniformity"
-    monkeypatch.setattr(registry_module, "entry_points", those)
+    monkeypatch.setattr("mhe_core.entry_points.entry_points", those)
     registry_module._installed.cache_clear()
     try:
         for name in ("mhs", "mhe-uniformity:mhs"):

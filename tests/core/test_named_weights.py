@@ -6,6 +6,7 @@ import copy
 import math
 import types
 from importlib.metadata import EntryPoint
+from unittest import mock
 
 import pytest
 import torch
@@ -244,7 +245,8 @@ class TestReadersOfOthers:
             module.read = reader
             monkeypatch.setitem(__import__("sys").modules, "test_reader_module", module)
             point = EntryPoint("test_layers", "test_reader_module:read", readers.GROUP)
-            monkeypatch.setattr(readers, "entry_points", lambda group: [point, point])
+            found = mock.Mock(return_value=[point, point])  # twice, as of an editable install
+            monkeypatch.setattr("mhe_core.entry_points.entry_points", found)
             readers.installed_readers.cache_clear()
 
         yield install

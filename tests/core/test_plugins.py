@@ -1,4 +1,5 @@
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,7 @@ def in_subprocess(code, path):
 def test_core_registers_its_own_through_entry_points():
     (info,) = listed("mhe")
     assert (info.distribution, info.target) == ("mhe-core", "mhe_core.regularizers.mhe:MHE")
-    assert (
-        info.version == plugins_module.entry_points(group=plugins_module.GROUP)["mhe"].dist.version
-    )
+    assert info.version == entry_points(group=plugins_module.GROUP)["mhe"].dist.version
     assert type(create_regularizer("mhe", 3, 2, s=1)) is MHE
 
 

@@ -85,7 +85,10 @@ def test_no_package_takes_the_place_of_ours():
 def test_what_is_wrong_is_said(tmp_path, monkeypatch):
     for settings, message in (
         ({"model": "stylegan"}, "the model to be one of dcgan, resnet, dense, wrong, got 'styleg"),
-        ({"model": "wrong"}, "expected dense:wasserstein to be a mhe_gan.networks.NetworkPair"),
+        (
+            {"model": "wrong"},
+            r"\(dense:wasserstein\): expected it to be a mhe_gan.networks.NetworkPair",
+        ),
         ({"loss": "lsgan"}, "expected the loss to be one of non_saturating, hinge, wasserstein"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -99,5 +102,16 @@ def test_what_is_wrong_is_said(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
     second = {"mhe_gan.losses": [("wasserstein", "second:loss")]}
     monkeypatch.syspath_prepend(str(write_distribution(tmp_path / "more", "second", second)))
-    with pytest.raises(ValueError, match="got dense:wasserstein and second:loss"):
+    with pytest.raises(ValueError, match=r"claimed by dense.* and by second.*second:loss"):
         find_loss("wasserstein")
+    assert find_loss("dense:wasserstein").generator(torch.ones(1)) == -1
+
+
+def test_a_package_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+    third = {"mhe_gan.losses": [("absent", "third:loss"), ("malformed", "third.loss")]}
+    code = {"third.py": "raise RuntimeError('no such card')"}
+    monkeypatch.syspath_prepend(str(write_distribution(tmp_path / "more", "third", third, code)))
+    with pytest.raises(ValueError, match=r"loss 'absent' of third 1\.0 \(third:loss\): it cannot"):
+        find_loss("absent")
+    with pytest.raises(ValueError, match="expected a target of the form module:object"):
+        find_loss("malformed")

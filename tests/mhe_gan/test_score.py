@@ -1,11 +1,14 @@
 """``mhe-gan score`` on files, with an extractor that an installed package offers."""
 
 import json
+from importlib.metadata import entry_points
 
 import numpy as np
 import pytest
 import torch
+from mhe_core.training.run import RunError
 from mhe_gan import sources
+from mhe_gan.extractors import GROUP, load_extractor
 from mhe_gan.metrics import METRICS, Metric
 from mhe_gan.score import ScoreCommandConfig, score
 from mhe_gan.traps import Appearance, unlike
@@ -136,7 +139,9 @@ def test_a_third_partys_metric_is_measured(folders):
     found = run(*folders, metrics="brightness,fid").scores
     assert list(found) == ["brightness", "fid"]
     assert found["brightness"].low is None
-    with pytest.raises(ValueError, match=r"expected colours:wrong to be a mhe_gan\.metrics"):
+    with pytest.raises(
+        ValueError, match=r"\(colours:wrong\): expected it to be a mhe_gan\.metrics"
+    ):
         run(*folders, metrics="wrong")
 
 
@@ -231,3 +236,30 @@ def test_an_npz_is_read_piece_by_piece(tmp_path, monkeypatch):
     batches = list(source.batches())
     assert max(map(len, batches)) == 8
     assert torch.equal(torch.cat(batches).permute(0, 2, 3, 1), torch.from_numpy(pixels(50)))
+
+
+READERS = """
+import torch
+
+def read(run):
+    return torch.nn.Flatten()
+
+def nothing(run=None):
+    return run
+"""
+
+
+def test_the_package_that_reads_a_classifiers_run_is_found_among_others(tmp_path, monkeypatch):
+    """colours needs no path, and so is no reader of runs, whoever else is installed."""
+    own = [entry for entry in entry_points(group=GROUP) if entry.name != "colours"]
+    assert own, "mhe-classification is installed where these tests run"
+    with pytest.raises(RunError, match=r"config\.yaml"):  # its message: it was asked
+        load_extractor(tmp_path)
+    targets = {GROUP: [("other", "readers:read"), ("nothing", "readers:nothing")]}
+    site = write_distribution(tmp_path / "readers", "readers", targets, {"readers.py": READERS})
+    monkeypatch.syspath_prepend(str(site))
+    with pytest.raises(ValueError, match=r"2 installed packages .*other:"):
+        load_extractor(tmp_path)
+    assert isinstance(load_extractor(f"other:{tmp_path}"), torch.nn.Flatten)
+    with pytest.raises(ValueError, match=r"'nothing' of readers 1\.0 .*expected a torch\.nn\.Mod"):
+        load_extractor("nothing")

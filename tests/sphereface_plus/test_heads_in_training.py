@@ -61,7 +61,7 @@ def test_margin_scale_and_options_reach_the_head(command, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"head": "adafac"}, "did you mean adaface"),
+        ({"head": "adafac"}, "did you mean .adaface"),
         ({"head": "magface", "margin": 0.5}, "head magface: .*'m'"),
         ({"head": "adaface", "head_options": {"power": 2}}, "head adaface: .*'power'"),
         ({"head": "adaface", "shard_classes": True}, "--shard-classes goes with --variant"),
@@ -102,7 +102,9 @@ def test_another_distributions_head_is_used_by_name(tmp_path, monkeypatch):
     assert summary["loss"] > 0
     with pytest.raises(UserError, match=r"expected a module with weight \[3, 4\]"):
         create_head("none", 4, 3)
-    with pytest.raises(UserError, match=r"gone .* cannot be imported: AttributeError"):
+    with pytest.raises(
+        UserError, match=r"'gone' of prototypes 1.0 .*cannot be imported: AttributeError"
+    ):
         create_head("gone", 4, 3)
     sys.modules.pop("prototype_heads", None)
 

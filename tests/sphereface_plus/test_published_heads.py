@@ -248,7 +248,7 @@ def test_state_stays_in_evaluation_and_two_batches_share_a_backward(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("adafce", {}, "did you mean adaface"),
+        ("adafce", {}, "did you mean .adaface"),
         ("adaface", {"t_alpha": 2}, "t_alpha of the head adaface"),
         ("adaface", {"margin": 1}, "margin"),
         ("magface", {"l_a": 50, "u_a": 40}, "l_a < u_a"),

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, cast
 
 from torch import nn
 
-from mhe_core.errors import UserError
+from mhe_core.entry_points import PluginError, installed, load, normalized, target_of
 from mhe_core.regularizers import Regularizer
 from mhe_core.summaries import summarize
 
@@ -42,7 +40,6 @@ __all__ = [
 ]
 
 GROUP = "mhe_core.regularizers"
-TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(?:\[.*\])?")  # module:object [extras]
 IN_PROCESS = "in-process"  # stands for the distribution of what register_regularizer was given
 
 # Names of distributions that belong to the project, for who asks for one that is not installed.
@@ -54,10 +51,6 @@ OFFERED = {
 }
 
 Factory = Callable[..., nn.Module]
-
-
-class PluginError(UserError):
-    """A regularizer was asked for that cannot be had; the message says from whom, and why."""
 
 
 class RegularizerNameError(PluginError, LookupError):
@@ -251,7 +244,7 @@ def canonical_name(name: str) -> str:
         'half_mhe'
     """
     info = _find(name).info
-    core = _normalized(info.distribution) == "mhe-core"
+    core = normalized(info.distribution) == "mhe-core"
     return info.name if core else f"{info.distribution}:{info.name}"
 
 
@@ -261,40 +254,22 @@ def _candidates() -> list[_Candidate]:
 
 @functools.cache
 def _installed() -> tuple[_Candidate, ...]:
-    """What installed distributions offer; a scan takes too long to repeat for every layer.
-
-    An entry point can be found twice (editable installs), so identical ones are folded.
-    """
-    importlib.invalidate_caches()  # something may have been installed since the process started
-    found = {}
-    for entry_point in entry_points(group=GROUP):
-        info = _describe(entry_point)
-        found[info] = _Candidate(info, functools.partial(_load, entry_point))
-    return tuple(found.values())
+    """What installed distributions offer; a scan takes too long to repeat for every layer."""
+    return tuple(
+        _Candidate(_describe(point), functools.partial(load, point, "regularizer"))
+        for point in installed(GROUP)
+    )
 
 
 def _describe(entry_point: EntryPoint) -> RegularizerInfo:
     metadata: Any = (entry_point.dist and entry_point.dist.metadata) or {}
     field = {key: metadata.get(key) or "" for key in ("Name", "Version", "Summary")}
     try:
-        summary = summarize(*_module_and_object(entry_point), default=field["Summary"])
+        summary = summarize(*target_of(entry_point), default=field["Summary"])
     except ValueError as error:
         summary = f"broken: {error}"
     name = field["Name"] or "unnamed distribution"
     return RegularizerInfo(entry_point.name, name, field["Version"], entry_point.value, summary)
-
-
-def _load(entry_point: EntryPoint) -> Any:
-    _module_and_object(entry_point)
-    return entry_point.load()
-
-
-def _module_and_object(entry_point: EntryPoint) -> tuple[str, str]:
-    """Checked here, because each version of Python has another error for a malformed target."""
-    match = TARGET.fullmatch(entry_point.value)
-    if match is None:
-        raise ValueError(f"expected a target of the form module:object, got {entry_point.value!r}")
-    return match[1], match[2]
 
 
 def _find(name: str) -> _Candidate:
@@ -322,13 +297,8 @@ def _matches(name: str) -> list[_Candidate]:
     if matches or ":" not in name:
         return matches
     distribution, _, short = name.partition(":")
-    wanted = (_normalized(distribution), short)
-    return [c for c in candidates if (_normalized(c.info.distribution), c.info.name) == wanted]
-
-
-def _normalized(distribution: str) -> str:
-    """The name as package indexes compare it: mhe_core is mhe-core."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+    wanted = (normalized(distribution), short)
+    return [c for c in candidates if (normalized(c.info.distribution), c.info.name) == wanted]
 
 
 def _unknown(name: str) -> str:
@@ -354,12 +324,9 @@ def _unknown(name: str) -> str:
 def _load_factory(candidate: _Candidate) -> Factory:
     try:
         factory: Factory = candidate.load()
-    except (Exception, SystemExit) as error:
-        raise _broken(
-            candidate.info, f"it cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    if not callable(factory):
-        raise _broken(candidate.info, f"expected a callable, got {factory!r}")
+    except PluginError:
+        _installed.cache_clear()  # it may be repaired and asked for again in the same session
+        raise
     return factory
 
 

@@ -9,10 +9,12 @@ an extractor needs no path, one without arguments. Applications do not import ea
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+import inspect
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import torch
+from mhe_core.entry_points import PluginError, described, find, installed, load
 from mhe_core.errors import UserError
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -22,6 +24,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 __all__ = ["describe_extractor", "load_extractor"]
 
 GROUP = "mhe_gan.feature_extractors"
+KIND = "feature extractor"  # in messages
 INCEPTION = "inception"
 SHORT_NAMES = {"dinov2": "dinov2-vit-b-14", "clip": "clip-vit-b-32"}
 FIDELITY_NAMES = [
@@ -49,10 +52,9 @@ def load_extractor(run: Path | str | None = None, weights: Path | None = None) -
         return load_inception(weights) if name == INCEPTION else load_other(name, weights)
     if weights is not None:
         raise UserError("expected --feature-extractor or --weights, got both")
-    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
     entry_name, _, argument = name.partition(":")
-    if entry_name in installed:
-        return call(installed[entry_name], argument)
+    if any(entry.name == entry_name for entry in installed(GROUP)):
+        return call(find(entry_name, GROUP, KIND), argument)
     return load_classifier(Path(name))
 
 
@@ -63,11 +65,23 @@ def describe_extractor(run: Path | str | None) -> str:
 
 def call(entry: EntryPoint, argument: str) -> nn.Module:
     """What an entry point's function makes, given a path if there is one."""
-    extractor = entry.load()(Path(argument)) if argument else entry.load()()
+    factory = load(entry, KIND)
+    extractor = factory(Path(argument)) if argument else factory()
     if not isinstance(extractor, nn.Module):
         got = type(extractor).__name__
-        raise TypeError(f"expected a torch.nn.Module from {entry.value}, got {got}")
+        raise PluginError(
+            f"{described(entry, KIND)}: expected a torch.nn.Module from it, got {got}"
+        )
     return extractor
+
+
+def needs_path(entry: EntryPoint) -> bool:
+    """Whether an entry point's function cannot be called without one."""
+    try:
+        inspect.signature(load(entry, KIND)).bind()
+    except TypeError:
+        return True
+    return False
 
 
 def load_inception(weights: Path | None) -> nn.Module:
@@ -94,14 +108,16 @@ def load_classifier(run: Path) -> nn.Module:
     """The classifier of a run directory, by the package that wrote it."""
     if not run.is_dir():
         raise FileNotFoundError(f"expected the run directory of a classifier, found none at {run}")
-    found = {entry.value: entry for entry in entry_points(group=GROUP)}
-    if len(found) != 1:
+    readers = [entry for entry in installed(GROUP) if needs_path(entry)]
+    if not readers:
         raise UserError(
-            f"expected one installed package to read classifiers (an entry point in {GROUP}), got "
-            f"{len(found)} ({', '.join(found) or 'pip install mhe-classification'})"
+            f"expected an installed package to read classifiers (an entry point in {GROUP}), found "
+            "none: pip install mhe-classification"
         )
-    (entry,) = found.values()
-    return entry.load()(run)
+    if len(readers) > 1:
+        names = " or ".join(f"{entry.name}:{run}" for entry in readers)
+        raise UserError(f"{len(readers)} installed packages read classifiers: write {names}")
+    return call(readers[0], str(run))
 
 
 class FeaturesAlone(nn.Module):

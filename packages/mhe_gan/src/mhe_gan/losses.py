@@ -50,7 +50,7 @@ def find_loss(kind: str) -> Loss:
     Raises:
         UserError: for an unknown name, or an entry point that names no :class:`Loss`.
     """
-    return find(kind, LOSSES, GROUP, Loss, "the loss")
+    return find(kind, LOSSES, GROUP, Loss, "loss")
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "non_saturating") -> Tensor:

@@ -179,4 +179,4 @@ def find_metric(name: str) -> Metric:
     Raises:
         UserError: for an unknown name, or an entry point that names no :class:`Metric`.
     """
-    return find(name, METRICS, GROUP, Metric, "the metric")
+    return find(name, METRICS, GROUP, Metric, "metric")

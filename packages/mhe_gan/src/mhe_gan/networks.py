@@ -74,7 +74,7 @@ def find_networks(name: str) -> NetworkPair:
     Raises:
         UserError: for an unknown name, or an entry point that names no :class:`NetworkPair`.
     """
-    return find(name, NETWORKS, GROUP, NetworkPair, "the model")
+    return find(name, NETWORKS, GROUP, NetworkPair, "model")
 
 
 def create_networks(

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
 
 import torch
 from torch import nn
 
+from mhe_core.entry_points import PluginError, described, installed, load
 from mhe_core.network._adapters import adapter_weights
 from mhe_core.network._own import own_weights
 from mhe_core.network._weight import Weight
-from mhe_core.registry import PluginError
 
 __all__ = ["GROUP", "read_module"]
 
@@ -59,23 +58,7 @@ def read_module(module: nn.Module) -> Mapping[str, Weight]:
 @functools.cache
 def installed_readers() -> tuple[tuple[str, Reader], ...]:
     """Where each reader of other distributions comes from, for messages, and the reader."""
-    found = {(point.name, point.value): point for point in entry_points(group=GROUP)}
-    return tuple((described(point), loaded(point)) for point in found.values())
-
-
-def described(point: EntryPoint) -> str:
-    """The entry point, in words."""
-    origin = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
-    return f"weight reader {point.name!r}{origin} ({point.value})"
-
-
-def loaded(point: EntryPoint) -> Reader:
-    """The reader of an entry point."""
-    try:
-        reader: Reader = point.load()
-    except (Exception, SystemExit) as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{described(point)}: it cannot be imported: {cause}") from error
-    if not callable(reader):
-        raise PluginError(f"{described(point)}: expected a callable, got {reader!r}")
-    return reader
+    return tuple(
+        (described(point, "weight reader"), load(point, "weight reader"))
+        for point in installed(GROUP)
+    )

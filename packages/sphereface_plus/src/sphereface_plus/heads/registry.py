@@ -12,10 +12,9 @@ The entry point's object is called as ``factory(dim, num_classes, **options)`` a
 
 from __future__ import annotations
 
-import difflib
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from mhe_core.entry_points import find, installed, load
 from mhe_core.errors import UserError, users_request
 from torch import nn
 
@@ -31,14 +30,15 @@ def list_heads() -> list[str]:
         >>> "adaface" in list_heads()
         True
     """
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return sorted({entry.name for entry in installed(GROUP)})
 
 
 def create_head(name: str, dim: int, num_classes: int, **options: Any) -> nn.Module:
     """Make the head of that name.
 
     Args:
-        name: one of :func:`list_heads`.
+        name: one of :func:`list_heads`, or ``distribution:name`` where two distributions claim
+            one name.
         dim: d, the dimension of the features.
         num_classes: C, the number of classes.
         **options: handed to the head.
@@ -54,13 +54,8 @@ def create_head(name: str, dim: int, num_classes: int, **options: Any) -> nn.Mod
         >>> create_head("cosface", dim=8, num_classes=5, m=0.3).m
         0.3
     """
-    entry = find(name)
-    try:
-        factory = entry.load()
-    except Exception as error:  # whatever a plug-in raises
-        raise UserError(
-            f"head {name} ({entry.value}) cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+    entry = find(name, GROUP, "head")
+    factory = load(entry, "head")
     with users_request(f"head {name}"):
         head = factory(dim, num_classes, **options)
     shape = getattr(getattr(head, "weight", None), "shape", None)
@@ -71,18 +66,3 @@ def create_head(name: str, dim: int, num_classes: int, **options: Any) -> nn.Mod
             f"got {got}"
         )
     return head
-
-
-def find(name: str) -> EntryPoint:
-    """The one head of that name; an editable install may be found twice."""
-    found = {entry.value: entry for entry in entry_points(group=GROUP) if entry.name == name}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if found:
-        raise UserError(f"expected one head {name}, got {' and '.join(sorted(found))}")
-    near = difflib.get_close_matches(name, list_heads())
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise UserError(
-        f"expected a head of {', '.join(list_heads()) or 'an installed distribution'}, "
-        f"got {name!r}; {hint}".rstrip("; ")
-    )
