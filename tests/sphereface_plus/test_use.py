@@ -225,6 +225,16 @@ def test_probes_are_identified_by_the_published_rules(ijb, capsys):
     )
 
 
+@pytest.mark.parametrize("score", ["x", "nan"])
+def test_a_score_that_is_no_number_is_named_by_its_line(ijb, score):
+    _, _, folder = ijb
+    scores = (folder / "score.txt").read_text().splitlines()
+    scores[1] = f"{scores[1].rpartition(' ')[0]} {score}"
+    (folder / "score.txt").write_text("\n".join(scores))
+    with pytest.raises(DataError, match=rf"score\.txt:2: expected a finite number, got '{score}'"):
+        evaluated(ijb, "--pairs", folder / "pairs.txt")
+
+
 def test_what_is_wrong_with_lists_of_templates_is_named(ijb, capsys):
     _, _, folder = ijb
     probe, gallery = folder / "probe.csv", folder / "gallery1.csv"

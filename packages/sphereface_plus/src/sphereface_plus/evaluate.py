@@ -199,6 +199,10 @@ def identification_figures(
     """
     probes = read_subjects(probe)
     queries, persons = features_of(pooled, list(probes)), np.array(list(probes.values()))
+    sets = [read_subjects(file) for file in galleries]
+    all_of_them = dict(pair for one in sets for pair in one.items())
+    similarity = queries @ features_of(pooled, list(all_of_them)).T
+    column_of = {template: column for column, template in enumerate(all_of_them)}
 
     def looked_up(gallery: dict[int, int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         row_of = {person: row for row, person in enumerate(gallery.values())}
@@ -207,11 +211,10 @@ def identification_figures(
                 f"expected one template of each person in {' and '.join(map(str, galleries))}, "
                 f"got {len(gallery)} of {len(row_of)} persons"
             )
-        similarity = queries @ features_of(pooled, list(gallery)).T
-        return similarity, np.array([row_of.get(person, -1) for person in persons])
+        columns = [column_of[template] for template in gallery]
+        return similarity[:, columns], np.array([row_of.get(person, -1) for person in persons])
 
-    sets = [read_subjects(file) for file in galleries]
-    joined = looked_up(dict(pair for one in sets for pair in one.items()))
+    joined = looked_up(all_of_them)
     each = [looked_up(one) for one in sets] if len(sets) > 1 else [joined]
     found: dict[str, Any] = {}
     if (joined[1] >= 0).all():

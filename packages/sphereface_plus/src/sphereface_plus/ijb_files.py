@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def read_templates(file: Path) -> tuple[list[str], Ints, Ints]:
 
 def read_scores(file: Path, names: list[str]) -> list[float]:
     """Each image's weight, the last column of ``name_5pts_score.txt``."""
-    weight = {parts[0]: float(parts[-1]) for _, parts in rows(file, 2)}
+    weight = {parts[0]: finite_number(parts[-1], file, line) for line, parts in rows(file, 2)}
     if lost := [name for name in names if name not in weight]:
         raise DataError(f"expected a score of {lost[0]} in {file}, found none")
     return [weight[name] for name in names]
@@ -80,3 +81,14 @@ def integer(text: str, file: Path, line: int) -> int:
         return int(text)
     except ValueError:
         raise DataError(f"{file}:{line}: expected a whole number, got {text!r:.80}") from None
+
+
+def finite_number(text: str, file: Path, line: int) -> float:
+    """A number; a DataError that names the line."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise DataError(f"{file}:{line}: expected a finite number, got {text!r:.80}")
+    return found
