@@ -258,7 +258,7 @@ def test_the_package_that_reads_a_classifiers_run_is_found_among_others(tmp_path
     targets = {GROUP: [("other", "readers:read"), ("nothing", "readers:nothing")]}
     site = write_distribution(tmp_path / "readers", "readers", targets, {"readers.py": READERS})
     monkeypatch.syspath_prepend(str(site))
-    with pytest.raises(ValueError, match=r"2 installed packages .*other:"):
+    with pytest.raises(ValueError, match=r"expected one .* and .*other. of readers 1\.0"):
         load_extractor(tmp_path)
     assert isinstance(load_extractor(f"other:{tmp_path}"), torch.nn.Flatten)
     with pytest.raises(ValueError, match=r"'nothing' of readers 1\.0 .*expected a torch\.nn\.Mod"):

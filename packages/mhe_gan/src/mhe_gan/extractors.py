@@ -115,8 +115,11 @@ def load_classifier(run: Path) -> nn.Module:
             "none: pip install mhe-classification"
         )
     if len(readers) > 1:
-        names = " or ".join(f"{entry.name}:{run}" for entry in readers)
-        raise UserError(f"{len(readers)} installed packages read classifiers: write {names}")
+        found = " and ".join(described(entry, KIND) for entry in readers)
+        raise UserError(
+            f"expected one installed package to read classifiers, got {found}: pick one by writing "
+            f"NAME:{run}"
+        )
     return call(readers[0], str(run))
 
 
