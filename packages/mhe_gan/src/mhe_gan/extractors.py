@@ -115,7 +115,7 @@ def load_classifier(run: Path) -> nn.Module:
             "none: pip install mhe-classification"
         )
     if len(readers) > 1:
-        found = " and ".join(described(entry, KIND) for entry in readers)
+        found = " and ".join(sorted(described(entry, KIND) for entry in readers))
         raise UserError(
             f"expected one installed package to read classifiers, got {found}: pick one by writing "
             f"NAME:{run}"
