@@ -37,6 +37,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "cifar_family": partial(compared, classification.COLUMNS),
     "cifar_family_matrix": MATRIX["as_table"],
     "cifar_released_so": partial(compared, classification.COLUMNS),
+    "cifar_released_family": partial(compared, classification.COLUMNS),
     "orl_margins": partial(compared, faces.COLUMNS),
     "orl_heads": partial(compared, faces.COLUMNS),
     "orl_family": partial(compared, faces.COLUMNS),
