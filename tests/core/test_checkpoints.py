@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import json
 import pickle
 import subprocess
@@ -118,6 +119,22 @@ class TestDistributedCheckpoints:
         with pytest.raises(ValueError, match=r"key to be one of \['model'\], got 'ema'"):
             load_state_dict(folder, "ema")
 
+    def test_are_read_as_the_first_releases_of_python_3_11_wrote_them(self, folder, state):
+        """They pickled an enumeration's member as getattr(its class, its name)."""
+
+        class Pickler(pickle._Pickler):
+            def save(self, thing, *arguments, **options):
+                if isinstance(thing, enum.Enum):
+                    reduced = getattr, (type(thing), thing.name)
+                    return self.save_reduce(*reduced, obj=thing)
+                return super().save(thing, *arguments, **options)
+
+        metadata = pickle.loads((folder / ".metadata").read_bytes())
+        with open(folder / ".metadata", "wb") as file:
+            Pickler(file).dump(metadata)
+        assert b"getattr" in (folder / ".metadata").read_bytes()
+        assert same(load_state_dict(folder, "model"), state)
+
     def test_of_several_processes_are_put_together(self, tmp_path):
         script = tmp_path / "save.py"
         script.write_text(SAVE_SHARDED)
@@ -131,6 +148,10 @@ class TestDistributedCheckpoints:
             (folder / ".metadata").write_bytes(content)
             with pytest.raises(ValueError, match="refused to read"):
                 load_state_dict(folder)
+        stem = b"ctorch\nSize\n"
+        (folder / ".metadata").write_bytes(b"\x80\x02cbuiltins\ngetattr\n(" + stem + b"Vcount\ntR.")
+        with pytest.raises(ValueError, match="refused to read"):
+            load_state_dict(folder)
         (folder / ".metadata").write_bytes(pickle.dumps({"a": 1}))
         with pytest.raises(ValueError, match="refused to read"):
             load_state_dict(folder)
