@@ -7,26 +7,33 @@ comes from: a regularizer, a weight reader, a head, a metric, a feature extracto
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import re
-from collections.abc import Collection
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from collections.abc import Collection, Iterable
+from importlib.metadata import Distribution, EntryPoint, entry_points
+from typing import Any, TypeVar
 
 from mhe_core.errors import UserError
 
 __all__ = [
     "PluginError",
+    "claimed",
     "described",
     "distribution_of",
     "find",
     "installed",
     "load",
+    "matching",
+    "metadata_of",
     "normalized",
     "target_of",
 ]
 
 TARGET = re.compile(r"([\w.]+)\s*:\s*([\w.]+)\s*(?:\[.*\])?")  # module:object [extras]
+
+
+T = TypeVar("T")
 
 
 class PluginError(UserError):
@@ -61,28 +68,50 @@ def find(name: str, group: str, what: str, own: Collection[str] = ()) -> EntryPo
         PluginError: (a ValueError) if the name is unknown, or claimed by two distributions.
     """
     offered = installed(group)
-    matches = [point for point in offered if point.name == name]
-    if not matches:
-        matches = [
-            point
-            for point in offered
-            if f"{normalized(distribution_of(point))}:{point.name}" == picked(name)
-        ]
+    matches = matching(name, ((distribution_of(point), point.name, point) for point in offered))
     if len(matches) == 1:
         return matches[0]
     if matches:
-        claims = sorted(f"{origin_of(point)} ({point.value})" for point in matches)
-        picks = sorted({f"{distribution_of(point)}:{point.name}" for point in matches})
-        raise PluginError(
-            f"the {what} name {name!r} is claimed by {' and by '.join(claims)}; pick one by "
-            f"writing {' or '.join(map(repr, picks))}"
-        )
+        claims = [f"{origin_of(point)} ({point.value})" for point in matches]
+        picks = [f"{distribution_of(point)}:{point.name}" for point in matches]
+        raise PluginError(claimed(name, what, claims, picks))
     known = list(dict.fromkeys([*own, *sorted({point.name for point in offered})]))
     near = difflib.get_close_matches(name, known)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise PluginError(
         f"expected the {what} to be one of {', '.join(known) or 'an installed distribution'}, "
         f"got {name!r}{hint}"
+    )
+
+
+def matching(name: str, offered: Iterable[tuple[str, str, T]]) -> list[T]:
+    """What is offered under a name, or else under ``distribution:name``.
+
+    Args:
+        name: as the user gave it.
+        offered: distribution, name, and what that distribution offers under it.
+    """
+    offered = list(offered)
+    bare = [thing for _, own, thing in offered if own == name]
+    if bare or ":" not in name:
+        return bare
+    distribution, _, short = name.partition(":")
+    wanted = (normalized(distribution), short)
+    return [thing for origin, own, thing in offered if (normalized(origin), own) == wanted]
+
+
+def claimed(name: str, what: str, claims: Iterable[str], picks: Iterable[str]) -> str:
+    """What to say of a name that several distributions offer.
+
+    Args:
+        name: as the user gave it.
+        what: it names, such as ``"head"``.
+        claims: who offers it, and where.
+        picks: what to write in its place.
+    """
+    return (
+        f"the {what} name {name!r} is claimed by {' and by '.join(sorted(claims))}; "
+        f"pick one by writing {' or '.join(map(repr, sorted(set(picks))))}"
     )
 
 
@@ -135,22 +164,25 @@ def target_of(entry_point: EntryPoint) -> tuple[str, str]:
 
 def distribution_of(entry_point: EntryPoint) -> str:
     """The name of the distribution that an entry point comes from."""
-    name = entry_point.dist and entry_point.dist.metadata["Name"]
-    return name or "unnamed distribution"
+    return metadata_of(entry_point, "Name") or "unnamed distribution"
 
 
 def origin_of(entry_point: EntryPoint) -> str:
     """Distribution and version, for messages."""
-    version = (entry_point.dist and entry_point.dist.metadata["Version"]) or ""
-    return f"{distribution_of(entry_point)} {version}".strip()
+    return f"{distribution_of(entry_point)} {metadata_of(entry_point, 'Version')}".strip()
+
+
+def metadata_of(entry_point: EntryPoint, key: str) -> str:
+    """A field of that distribution's metadata, empty where it has none."""
+    return (entry_point.dist and parsed(entry_point.dist).get(key)) or ""
+
+
+@functools.lru_cache(maxsize=64)
+def parsed(distribution: Distribution) -> Any:
+    """Its metadata, of which importlib would read the file again for each field."""
+    return distribution.metadata
 
 
 def normalized(distribution: str) -> str:
     """The name as package indexes compare it: mhe_core is mhe-core."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def picked(name: str) -> str:
-    """``distribution:name`` with the distribution as package indexes compare it."""
-    distribution, _, short = name.rpartition(":")
-    return f"{normalized(distribution)}:{short}"

@@ -22,7 +22,17 @@ from typing import Any, cast
 
 from torch import nn
 
-from mhe_core.entry_points import PluginError, installed, load, normalized, target_of
+from mhe_core.entry_points import (
+    PluginError,
+    claimed,
+    distribution_of,
+    installed,
+    load,
+    matching,
+    metadata_of,
+    normalized,
+    target_of,
+)
 from mhe_core.regularizers import Regularizer
 from mhe_core.summaries import summarize
 
@@ -262,14 +272,12 @@ def _installed() -> tuple[_Candidate, ...]:
 
 
 def _describe(entry_point: EntryPoint) -> RegularizerInfo:
-    metadata: Any = (entry_point.dist and entry_point.dist.metadata) or {}
-    field = {key: metadata.get(key) or "" for key in ("Name", "Version", "Summary")}
     try:
-        summary = summarize(*target_of(entry_point), default=field["Summary"])
+        summary = summarize(*target_of(entry_point), default=metadata_of(entry_point, "Summary"))
     except ValueError as error:
         summary = f"broken: {error}"
-    name = field["Name"] or "unnamed distribution"
-    return RegularizerInfo(entry_point.name, name, field["Version"], entry_point.value, summary)
+    origin = distribution_of(entry_point), metadata_of(entry_point, "Version")
+    return RegularizerInfo(entry_point.name, *origin, entry_point.value, summary)
 
 
 def _find(name: str) -> _Candidate:
@@ -284,21 +292,12 @@ def _find(name: str) -> _Candidate:
     if not matches:
         raise RegularizerNameError(_unknown(name))
     claims = [f"{match.info.origin} ({match.info.target})" for match in matches]
-    picks = sorted({f"{match.info.distribution}:{match.info.name}" for match in matches})
-    raise RegularizerNameError(
-        f"the regularizer name {name!r} is claimed by {' and by '.join(claims)}; "
-        f"pick one by writing {' or '.join(map(repr, picks))}"
-    )
+    picks = [f"{match.info.distribution}:{match.info.name}" for match in matches]
+    raise RegularizerNameError(claimed(name, "regularizer", claims, picks))
 
 
 def _matches(name: str) -> list[_Candidate]:
-    candidates = _candidates()
-    matches = [c for c in candidates if c.info.name == name]
-    if matches or ":" not in name:
-        return matches
-    distribution, _, short = name.partition(":")
-    wanted = (normalized(distribution), short)
-    return [c for c in candidates if (normalized(c.info.distribution), c.info.name) == wanted]
+    return matching(name, ((c.info.distribution, c.info.name, c) for c in _candidates()))
 
 
 def _unknown(name: str) -> str:
