@@ -33,11 +33,24 @@ def compared(columns: tuple[Column, ...], content: Mapping[str, Any]) -> str:
         return write_table(comparison, columns, Path(folder))
 
 
+def leaving_chance(content: Mapping[str, Any]) -> str:
+    """The steps from which each run's training accuracy stays above 20 %."""
+    key = "train_accuracy_above_0.2_from_step"
+    seeds = " / ".join(f"seed {seed}" for seed in content["seeds"])
+    lines = [f"| method | training accuracy stays above 20 % from step, {seeds} |", "|---|---|"]
+    for name, method in content["methods"].items():
+        steps = ("never" if run[key] is None else f"{run[key]:,}" for run in method["runs"])
+        lines.append(f"| {name} | {' / '.join(steps)} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "cifar_family": partial(compared, classification.COLUMNS),
     "cifar_family_matrix": MATRIX["as_table"],
     "cifar_released_so": partial(compared, classification.COLUMNS),
-    "cifar_released_family": partial(compared, classification.COLUMNS),
+    "cifar_released_family": lambda content: "\n".join(
+        (compared(classification.COLUMNS, content), leaving_chance(content))
+    ),
     "orl_margins": partial(compared, faces.COLUMNS),
     "orl_heads": partial(compared, faces.COLUMNS),
     "orl_family": partial(compared, faces.COLUMNS),
