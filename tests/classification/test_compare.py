@@ -2,9 +2,11 @@
 
 import json
 
+import mhe_classification.compare
 import pytest
 from matplotlib.figure import Figure
 from mhe_classification.compare import CompareConfig, compare
+from support.wiring import count_calls
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +16,7 @@ def comparison(tmp_path_factory):
     drawn = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda self, file, **_: drawn.update({file.name: self}))
+        loaded = count_calls(patch, mhe_classification.compare, "load_splits")
         tiny = {
             "width": 0.0625,
             "image_size": 8,
@@ -24,6 +27,7 @@ def comparison(tmp_path_factory):
         }
         tiny |= {"ema": 0.9, "eval_every": 1, "seeds": "0,1", "regularizers": "none,mhe-core:mhe"}
         compare(CompareConfig(output=output, **tiny))
+        assert len(loaded) == 1  # the images of four runs
     return output, drawn
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import mhe_gan.compare
 import numpy as np
 import pytest
 from mhe_core.errors import UserError
@@ -20,6 +21,7 @@ from support.wiring import (
     Same,
     check_flag,
     check_no_entry_is_left_over,
+    count_calls,
     figures,
     flags,
 )
@@ -114,7 +116,8 @@ def test_every_flag_of_test(name, runs, classifiers):
 
 
 @pytest.mark.parametrize("name", flags(ScoreConfig))
-def test_every_scoring_flag_of_compare(name, classifiers, tmp_path_factory):
+def test_every_scoring_flag_of_compare(name, classifiers, tmp_path_factory, monkeypatch):
+    loaded = count_calls(monkeypatch, mhe_gan.compare, "load_split")
     entries = {
         "num_samples": Changes(30, what="figures"),
         "feature_extractor": Changes(classifiers[1], what="figures"),
@@ -124,7 +127,9 @@ def test_every_scoring_flag_of_compare(name, classifiers, tmp_path_factory):
 
     def outcome(settings):
         output = tmp_path_factory.mktemp("compare")
+        loaded.clear()
         compare(CompareConfig(output=output, models="sn", seeds="0", **settings))
+        assert len(loaded) == 1
         report = json.loads((output / "sn/seed0/test.json").read_text())
         assert f"{report['final']['fid']:.2f}" in (output / "table.md").read_text()
         return figures([report["final"], report["real_inception_score"]])

@@ -20,6 +20,7 @@ from sphereface_plus.train import train
 from sphereface_plus.verification import ten_fold
 from support.forks import run_python
 from support.programs import script
+from support.wiring import count_calls
 
 SMALL = ["--model=sfnet4", "--width=0.1", "--dim=16", "--batch-size=32", "--lr=0.02"]
 PICTURES = ("roc.png", "scores.png", "errors.png")
@@ -146,10 +147,12 @@ def test_settings_that_do_not_fit_are_named(settings, message):
         TestConfig(**settings)
 
 
-def test_compare_makes_table_and_curves_and_skips_what_is_done(tmp_path, capsys):
+def test_compare_makes_table_and_curves_and_skips_what_is_done(tmp_path, capsys, monkeypatch):
+    loaded = count_calls(monkeypatch, compare, "load_faces")
     command = ["--output", str(tmp_path), *SMALL, "--steps=6", "--log-every=2"]
     command += ["--margins=1,4", "--regularizers=none,mhe", "--seeds=0,1"]
     compare_main(command)
+    assert len(loaded) == 1  # the images of eight runs
     first = capsys.readouterr().out
     table = json.loads((tmp_path / "table.json").read_text())
     assert list(table["methods"]) == ["m1", "m1-mhe", "m4", "m4-mhe"]
@@ -166,6 +169,7 @@ def test_compare_makes_table_and_curves_and_skips_what_is_done(tmp_path, capsys)
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5
     untouched = (tmp_path / "m1" / "seed0" / "metrics.jsonl").stat().st_mtime_ns
     compare_main(command)
+    assert len(loaded) == 1
     again = capsys.readouterr().out
     assert (tmp_path / "m1" / "seed0" / "metrics.jsonl").stat().st_mtime_ns == untouched
     assert again.splitlines()[-15:] == first.splitlines()[-15:]

@@ -201,6 +201,18 @@ def check_all_reach_the_runs(
     assert lost == []
 
 
+def count_calls(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[Any]:
+    """What the module's function is called with from now on, call by call."""
+    called, function = [], getattr(module, name)
+
+    def counted(*arguments: Any) -> Any:
+        called.append(arguments)
+        return function(*arguments)
+
+    monkeypatch.setattr(module, name, counted)
+    return called
+
+
 class Planned(Exception):
     """Compare would now train."""
 

@@ -14,6 +14,7 @@ from mhe_core.training.compare import (
     Comparison,
     comma_separated,
     compare_runs,
+    loaded_once,
     write_table,
 )
 from mhe_core.training.naming import asked_for
@@ -26,6 +27,7 @@ from torch import nn
 from mhe_classification.angles import plot_angles
 from mhe_classification.classifier import load
 from mhe_classification.config import ClassificationConfig
+from mhe_classification.data import load_splits
 from mhe_classification.initial import new_model
 from mhe_classification.train import prepare, train
 
@@ -81,12 +83,13 @@ def compare(config: CompareConfig) -> Comparison:
     names = ["none", *all_regularizers()] if every else comma_separated(config.regularizers)
     methods = {name: method_config(config, name) for name in names}
     seeds = [int(seed) for seed in comma_separated(config.seeds)]
+    load = loaded_once(load_splits)
     comparison = compare_runs(
-        train,
+        lambda run: train(run, load),
         methods,
         seeds,
         config.output,
-        check=lambda run: prepare(run, make_accelerator(run.device, run.amp)),
+        check=lambda run: prepare(run, make_accelerator(run.device, run.amp), load),
     )
     table = write_table(comparison, COLUMNS, config.output)
     panels = (error_panel(config), *ENERGY_PANELS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,8 +34,14 @@ from mhe_classification.test import energies, error_rate
 __all__ = ["main", "train"]
 
 
-def train(config: ClassificationConfig) -> dict[str, Any]:
+def train(
+    config: ClassificationConfig, load: Callable[[ClassificationConfig], Splits] = load_splits
+) -> dict[str, Any]:
     """Train a classifier into the run directory ``config.output``, or continue it there.
+
+    Args:
+        config: the settings.
+        load: reads the images; not called if the run is complete.
 
     Returns:
         The content of summary.json: ``test_error``, ``test_accuracy`` (fractions), energies, ….
@@ -45,12 +51,16 @@ def train(config: ClassificationConfig) -> dict[str, Any]:
         RunError: if the directory holds another run.
         TrainingDiverged: if the loss is not finite.
     """
-    return train_run(config, lambda accelerator, run: prepare(config, accelerator).loop(run))
+    return train_run(config, lambda accelerator, run: prepare(config, accelerator, load).loop(run))
 
 
-def prepare(config: ClassificationConfig, accelerator: Accelerator) -> Trainer:
+def prepare(
+    config: ClassificationConfig,
+    accelerator: Accelerator,
+    load: Callable[[ClassificationConfig], Splits] = load_splits,
+) -> Trainer:
     """The run's images, and what is to be trained on them."""
-    return Trainer(config, load_splits(config), accelerator)
+    return Trainer(config, load(config), accelerator)
 
 
 def build_regularizer(config: ClassificationConfig, model: nn.Module) -> NetworkRegularizer | None:

@@ -18,6 +18,7 @@ from mhe_core.training.compare import (
     Comparison,
     comma_separated,
     compare_runs,
+    loaded_once,
     write_table,
 )
 from mhe_core.training.plots import Panel, plot_curves
@@ -25,6 +26,7 @@ from mhe_core.training.processes import make_accelerator
 from PIL import Image
 
 from mhe_gan.config import GANConfig, ScoreConfig
+from mhe_gan.data import load_split
 from mhe_gan.scores import Scorer
 from mhe_gan.test import TestConfig, build_scorer, described, score_run
 from mhe_gan.train import prepare, train
@@ -92,15 +94,17 @@ def compare(config: CompareConfig) -> str:
     device = make_accelerator(config.device, config.amp).device
     scorer = build_scorer(next(iter(methods.values())), device)
 
+    load = loaded_once(load_split)
+
     def train_and_score(run: GANConfig) -> dict[str, Any]:
-        return {**train(run, scorer), **final_scores(run, scorer)}
+        return {**train(run, scorer, load), **final_scores(run, scorer)}
 
     comparison = compare_runs(
         train_and_score,
         methods,
         seeds,
         config.output,
-        check=lambda run: prepare(run, make_accelerator(run.device, run.amp), scorer),
+        check=lambda run: prepare(run, make_accelerator(run.device, run.amp), scorer, load),
     )
     table = write_table(comparison, COLUMNS, config.output)
     plot_samples(comparison, config.output / "samples.png")

@@ -13,7 +13,7 @@ from mhe_gan.networks import find_networks
 __all__ = ["load_split", "to_images", "to_pixels"]
 
 
-def load_split(config: GANConfig, split: str) -> ImageSet:
+def load_split(config: GANConfig, split: str = "train") -> ImageSet:
     """The training or test images, square and of a size that the networks have.
 
     Raises:

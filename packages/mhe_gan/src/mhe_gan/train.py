@@ -48,13 +48,18 @@ NO_MISTAKE = 1e-3
 COMPARED = 512  # real images, and samples, whose features the collapse alarm compares
 
 
-def train(config: GANConfig, scorer: Scorer | None = None) -> dict[str, Any]:
+def train(
+    config: GANConfig,
+    scorer: Scorer | None = None,
+    load: Callable[[GANConfig], ImageSet] = load_split,
+) -> dict[str, Any]:
     """Train a GAN into the run directory ``config.output``, or continue it there.
 
     Args:
         config: the settings.
         scorer: scores samples every ``config.score_every`` steps; made from the settings if they
             ask for scores and there is none.
+        load: reads the images; not called if the run is complete.
 
     Returns:
         The content of summary.json: losses, energy, singular values, scores if there are, ….
@@ -66,13 +71,18 @@ def train(config: GANConfig, scorer: Scorer | None = None) -> dict[str, Any]:
         TrainingCollapsed: if samples look alike for long, and ``config.stop_on_collapse`` is set.
     """
     return train_run(
-        config, lambda accelerator, run: prepare(config, accelerator, scorer).loop(run)
+        config, lambda accelerator, run: prepare(config, accelerator, scorer, load).loop(run)
     )
 
 
-def prepare(config: GANConfig, accelerator: Accelerator, scorer: Scorer | None = None) -> Trainer:
+def prepare(
+    config: GANConfig,
+    accelerator: Accelerator,
+    scorer: Scorer | None = None,
+    load: Callable[[GANConfig], ImageSet] = load_split,
+) -> Trainer:
     """The run's images, its scorer if it asks for scores, and what is to be trained."""
-    images = load_split(config, "train")
+    images = load(config)
     if scorer is None and config.score_every is not None and accelerator.is_main_process:
         scorer = build_scorer(config, accelerator.device)
     return Trainer(config, images, accelerator, scorer)

@@ -16,6 +16,7 @@ from mhe_core.training.compare import (
     comma_separated,
     common_columns,
     compare_runs,
+    loaded_once,
     paired_difference,
     shown_difference,
     values,
@@ -27,6 +28,7 @@ from mhe_core.training.plots import Panel, plot_curves
 from mhe_core.training.processes import make_accelerator
 
 from sphereface_plus.config import FaceConfig
+from sphereface_plus.data import load_faces
 from sphereface_plus.train import prepare, train
 
 __all__ = ["CompareConfig", "compare", "main"]
@@ -86,12 +88,13 @@ def compare(config: CompareConfig) -> str:
         for name in regularizers
     }
     seeds = [int(seed) for seed in comma_separated(config.seeds)]
+    load = loaded_once(load_faces)
     comparison = compare_runs(
-        train,
+        lambda run: train(run, load),
         methods,
         seeds,
         config.output,
-        check=lambda run: prepare(run, make_accelerator(run.device, run.amp)),
+        check=lambda run: prepare(run, make_accelerator(run.device, run.amp), load),
     )
     table = write_table(comparison, COLUMNS, config.output)
     if len(regularizers) > 1:

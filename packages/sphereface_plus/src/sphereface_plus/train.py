@@ -41,8 +41,14 @@ from sphereface_plus.verification import roc
 __all__ = ["main", "train"]
 
 
-def train(config: FaceConfig) -> dict[str, Any]:
+def train(
+    config: FaceConfig, load: Callable[[FaceConfig], FaceSets] = load_faces
+) -> dict[str, Any]:
     """Train an embedding into the run directory ``config.output``, or continue it there.
+
+    Args:
+        config: the settings.
+        load: reads the images; not called if the run is complete.
 
     Returns:
         The content of summary.json: ``test_accuracy`` and ``test_error`` (fractions) where there
@@ -53,12 +59,16 @@ def train(config: FaceConfig) -> dict[str, Any]:
         RunError: if the directory holds another run.
         TrainingDiverged: if the loss is not finite.
     """
-    return train_run(config, lambda accelerator, run: prepare(config, accelerator).loop(run))
+    return train_run(config, lambda accelerator, run: prepare(config, accelerator, load).loop(run))
 
 
-def prepare(config: FaceConfig, accelerator: Accelerator) -> Trainer:
+def prepare(
+    config: FaceConfig,
+    accelerator: Accelerator,
+    load: Callable[[FaceConfig], FaceSets] = load_faces,
+) -> Trainer:
     """The run's images, and what is to be trained on them."""
-    return Trainer(config, load_faces(config), accelerator)
+    return Trainer(config, load(config), accelerator)
 
 
 class Trainer:

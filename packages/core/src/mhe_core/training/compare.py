@@ -24,10 +24,12 @@ __all__ = [
     "comma_separated",
     "common_columns",
     "compare_runs",
+    "loaded_once",
     "write_table",
 ]
 
 C = TypeVar("C", bound=TrainingConfig)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,18 @@ def compare_runs(
         {label: tuple(found) for label, found in paths.items()},
         {label: tuple(found) for label, found in summaries.items()},
     )
+
+
+def loaded_once(load: Callable[[C], T]) -> Callable[[C], T]:
+    """``load`` for runs that differ in nothing that it reads: called for the first that asks."""
+    found: list[T] = []
+
+    def loaded(config: C) -> T:
+        if not found:
+            found.append(load(config))
+        return found[0]
+
+    return loaded
 
 
 def check_runs(configs: Sequence[C], check: Callable[[C], object] | None) -> None:
