@@ -19,6 +19,7 @@ from typing import Any
 import mhe_classification.compare as classification
 import sphereface_plus.compare as faces
 from mhe_core.training.compare import Column, Comparison, write_table
+from mhe_uniformity import bench
 
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS / "results"
@@ -26,11 +27,16 @@ MATRIX = runpy.run_path(str(DOCS.parent / "packages/uniformity/benchmarks/matrix
 
 
 def compared(columns: tuple[Column, ...], content: Mapping[str, Any]) -> str:
-    """The table of a compare command, of its table.json."""
-    summaries = {name: tuple(method["runs"]) for name, method in content["methods"].items()}
+    """The table of a compare command, of the seeds that all methods have."""
+    summaries = {name: tuple(shown(content, name)) for name in content["methods"]}
     comparison = Comparison(tuple(content["seeds"]), {}, summaries)
     with tempfile.TemporaryDirectory() as folder:
         return write_table(comparison, columns, Path(folder))
+
+
+def shown(content: Mapping[str, Any], method: str) -> list[dict[str, Any]]:
+    """A method's runs with the seeds that all methods have."""
+    return [run for run in content["methods"][method]["runs"] if run["seed"] in content["seeds"]]
 
 
 def leaving_chance(content: Mapping[str, Any]) -> str:
@@ -38,8 +44,8 @@ def leaving_chance(content: Mapping[str, Any]) -> str:
     key = "train_accuracy_above_0.2_from_step"
     seeds = " / ".join(f"seed {seed}" for seed in content["seeds"])
     lines = [f"| method | training accuracy stays above 20 % from step, {seeds} |", "|---|---|"]
-    for name, method in content["methods"].items():
-        steps = ("never" if run[key] is None else f"{run[key]:,}" for run in method["runs"])
+    for name in content["methods"]:
+        steps = ("never" if run[key] is None else f"{run[key]:,}" for run in shown(content, name))
         lines.append(f"| {name} | {' / '.join(steps)} |")
     return "\n".join(lines) + "\n"
 
@@ -47,6 +53,7 @@ def leaving_chance(content: Mapping[str, Any]) -> str:
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "cifar_family": partial(compared, classification.COLUMNS),
     "cifar_family_matrix": MATRIX["as_table"],
+    "uniformity_costs": bench.as_table,
     "cifar_released_so": partial(compared, classification.COLUMNS),
     "cifar_released_family": lambda content: "\n".join(
         (compared(classification.COLUMNS, content), leaving_chance(content))
@@ -57,6 +64,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 PICTURES: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
     "cifar_family_matrix": MATRIX["plot"],
+    "uniformity_costs": bench.plot,
 }
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 

@@ -1,12 +1,15 @@
 """The tables of the pages are those of docs/results."""
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
+import yaml
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = runpy.run_path(str(DOCS / "machinery" / "results.py"))
+GATHER = runpy.run_path(str(DOCS / "machinery" / "gather.py"))
 PAGES = [page for page in sorted(DOCS.glob("**/*.md")) if "<!-- results:" in page.read_text()]
 
 
@@ -27,3 +30,56 @@ def test_a_wrong_figure_is_seen():
     text = page.read_text().replace("| so | ", "| so | 1", 1)
     assert text != page.read_text()
     assert RESULTS["redrawn"](text) == page.read_text()
+
+
+def a_run(folder, method, seed, error, accuracies, **settings):
+    path = folder / method / f"seed{seed}"
+    path.mkdir(parents=True)
+    lines = [{"step": 10 * k, "train_accuracy": x} for k, x in enumerate(accuracies, start=1)]
+    lines[-1]["test_error"] = error
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {"seed": seed, "test_error": error, "steps": 10 * len(lines), "seconds": 3.5}
+    (path / "summary.json").write_text(json.dumps(summary))
+    config = {"output": str(path), "seed": seed, **{"lr": 0.1, **settings}}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_runs_are_gathered_beside_those_that_are_there(tmp_path, capsys):
+    file = tmp_path / "results.json"
+    told = ["--command", "compare", "--hardware", "a laptop"]
+    a_run(tmp_path / "1", "none", 0, 0.9, [0.1, 0.3, 0.2])
+    a_run(tmp_path / "1", "mhe", 0, 0.5, [0.3, 0.1, 0.3, 0.4])
+    with pytest.raises(SystemExit):
+        GATHER["main"]([str(file), str(tmp_path / "1")])
+    assert "expected --command" in capsys.readouterr().err
+    GATHER["main"]([str(file), str(tmp_path / "1"), *told])
+    a_run(tmp_path / "2", "mhe", 1, 0.6, [0.3])
+    unfinished = a_run(tmp_path / "2", "none", 1, 0.7, [0.3])
+    (unfinished / "summary.json").unlink()
+    GATHER["main"]([str(file), str(tmp_path / "2")])
+    assert f"not complete: {unfinished}" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert (found["command"], found["hardware"], found["seeds"]) == ("compare", "a laptop", [0])
+    assert found["methods"]["none"] == {
+        "config": {"lr": 0.1},
+        "runs": [
+            {
+                "seed": 0,
+                "test_error": 0.9,
+                "steps": 30,
+                "error_at": {"30": 0.9},
+                "train_accuracy_above_0.2_from_step": None,
+            }
+        ],
+    }
+    first, second = found["methods"]["mhe"]["runs"]
+    assert first["train_accuracy_above_0.2_from_step"] == 30
+    assert second["seed"] == 1
+    table = RESULTS["leaving_chance"](found)
+    assert table.splitlines()[2:] == ["| none | never |", "| mhe | 30 |"]  # of the common seed
+    assert "| mhe | 50.00 ± 0.00 |" in RESULTS["TABLES"]["cifar_family"](found)
+    a_run(tmp_path / "3", "mhe", 2, 0.6, [0.3], lr=0.2)
+    with pytest.raises(SystemExit, match="other settings than mhe's runs: lr"):
+        GATHER["main"]([str(file), str(tmp_path / "3")])
+    assert json.loads(file.read_text()) == found

@@ -20,14 +20,15 @@ def test_a_cost_is_measured_in_the_table_and_in_the_picture(tmp_path):
         Cost("mgd", 16, 8, 1.0, 9.0, 3.0),
         Cost("mgd", 64, 32, None, None, None),
     ]
-    table = write_table(costs, SIZES, tmp_path, most_seconds=60)
+    table = write_table(costs, tmp_path, most_seconds=60)
     lines = table.splitlines()
     assert lines[0] == "| regularizer | 16×8 | 64×32 |"
     assert lines[2].endswith("| 1.25, 3 MiB |")
     assert lines[3] == "| mgd | 9, 3 MiB | – |"
     assert "left out, as a step would take more than 60 seconds" in lines[-1]
-    assert json.loads((tmp_path / "table.json").read_text())["costs"][1]["seconds"] == 2.5
-    plot(costs, SIZES, tmp_path / "costs.png")
+    content = json.loads((tmp_path / "table.json").read_text())
+    assert content["costs"][1]["seconds"] == 2.5
+    plot(content, tmp_path / "costs.png")
     assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -24,7 +24,15 @@ from mhe_core.training.naming import asked_for
 from mhe_core.training.timing import hardware, interleaved, resident
 from torch import Tensor
 
-__all__ = ["QUICK_SIZES", "SIZES", "Cost", "bench", "distribution_names"]
+__all__ = [
+    "QUICK_SIZES",
+    "SIZES",
+    "Cost",
+    "as_table",
+    "bench",
+    "distribution_names",
+    "plot",
+]
 
 SIZES = ((64, 576), (256, 2304), (512, 4608), (2048, 512), (10572, 512))
 QUICK_SIZES = ((16, 8), (64, 32))
@@ -86,8 +94,8 @@ def bench(
             costs.append(cost)
             print(f"{name} {N}×{d}: {_shown(cost) or 'left out'}", flush=True)
     output.mkdir(parents=True, exist_ok=True)
-    table = write_table(costs, sizes, output, most_seconds)
-    plot(costs, sizes, output / "costs.png")
+    table = write_table(costs, output, most_seconds)
+    plot(json.loads((output / "table.json").read_text()), output / "costs.png")
     return table
 
 
@@ -127,24 +135,38 @@ def step(regularizer: torch.nn.Module, neurons: Tensor) -> Tensor:
     return slope
 
 
-def write_table(
-    costs: Sequence[Cost], sizes: Sequence[tuple[int, int]], output: Path, most_seconds: float
-) -> str:
-    """Write the table as Markdown and JSON, and return the former."""
-    heads = [f"{N}×{d}" for N, d in sizes]
+def write_table(costs: Sequence[Cost], output: Path, most_seconds: float) -> str:
+    """Write ``table.md`` and ``table.json``, and return the former."""
+    content = {
+        "hardware": hardware(),
+        "most_seconds": most_seconds,
+        "costs": [asdict(cost) for cost in costs],
+    }
+    write_atomically(output / "table.json", json.dumps(content, indent=2) + "\n")
+    table = as_table(content)
+    write_atomically(output / "table.md", table)
+    return table
+
+
+def as_table(content: Mapping[str, Any]) -> str:
+    """What ``table.json`` has, as Markdown."""
+    costs = [Cost(**cost) for cost in content["costs"]]
+    heads = [f"{N}×{d}" for N, d in _sizes(costs)]
     lines = [f"| regularizer | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in dict.fromkeys(cost.name for cost in costs):
         cells = [_shown(cost) or "–" for cost in costs if cost.name == name]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "Value and gradient over the two dense products (median), and peak memory beyond"]
-    lines[-1] += f" the neurons; float32, {hardware()}."
+    lines[-1] += f" the neurons; float32, {content['hardware']}."
     if any(cost.ratio is None for cost in costs):
-        lines[-1] += f" –: left out, as a step would take more than {most_seconds:g} seconds."
-    table = "\n".join(lines) + "\n"
-    write_atomically(output / "table.md", table)
-    content: dict[str, Any] = {"hardware": hardware(), "costs": [asdict(cost) for cost in costs]}
-    write_atomically(output / "table.json", json.dumps(content, indent=2) + "\n")
-    return table
+        lines[-1] += (
+            f" –: left out, as a step would take more than {content['most_seconds']:g} seconds."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _sizes(costs: Sequence[Cost]) -> list[tuple[int, int]]:
+    return list(dict.fromkeys((cost.N, cost.d) for cost in costs))
 
 
 def _shown(cost: Cost) -> str:
@@ -153,8 +175,10 @@ def _shown(cost: Cost) -> str:
     return f"{cost.ratio:.3g}, {cost.memory:.0f} MiB"
 
 
-def plot(costs: Sequence[Cost], sizes: Sequence[tuple[int, int]], file: Path) -> None:
-    """Time over the products, and memory, a line for each regularizer."""
+def plot(content: Mapping[str, Any], file: Path) -> None:
+    """Draw ``table.json``: time over the products, and memory, a line for each regularizer."""
+    costs = [Cost(**cost) for cost in content["costs"]]
+    sizes = _sizes(costs)
     with drawing(file, 11, 4.8) as figure:
         time, memory = figure.subplots(1, 2)
         names = list(dict.fromkeys(cost.name for cost in costs))

@@ -68,7 +68,18 @@ def hardware() -> str:
     """What the times were measured on."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{threads} threads of {processor()}, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The processor's name where the system tells it (Linux), else its architecture."""
+    try:
+        described = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        described = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", described, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
 
 
 def resident(field: str) -> int:
