@@ -36,6 +36,10 @@ def test_all_of_ours_are_measured_by_default():
     assert set(distribution_names()) >= {"half_mhe", "koleo", "srip"}
 
 
+def test_sizes_are_neurons_by_dimensions():
+    assert cli.size("64x576") == cli.size(" 64×576") == (64, 576)
+
+
 def test_names_are_its_own_and_cores_whatever_others_are_called(clash):
     names = distribution_names()
     assert names[:2] == ["mhe-core:mhe", "mhe-core:half_mhe"]
@@ -46,6 +50,7 @@ def test_names_are_its_own_and_cores_whatever_others_are_called(clash):
     ("arguments", "message"),
     [
         (["--regularizers", "kolio"], "did you mean 'koleo'"),
+        (["--sizes", "64x576,big"], "expected --sizes such as 64x576,256x2304, got 'big'"),
         (["--most-seconds", "0"], "expected --most-seconds above 0, got 0"),
     ],
 )
@@ -75,6 +80,7 @@ def test_the_command_measures_in_fresh_processes(tmp_path):
     ("flag", "value"),
     [
         ("--regularizers", "koleo"),
+        ("--sizes", "64x576"),
         ("--quick", None),
         ("--most-seconds", "5"),
         ("--output", "elsewhere"),
@@ -91,4 +97,4 @@ def test_every_flag_changes_what_is_measured(flag, value, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "--help"])
     shown = set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE))
-    assert shown == {"--regularizers", "--quick", "--most-seconds", "--output"}
+    assert shown == {"--regularizers", "--sizes", "--quick", "--most-seconds", "--output"}
