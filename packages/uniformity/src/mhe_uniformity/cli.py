@@ -46,9 +46,9 @@ def run_bench(arguments: argparse.Namespace) -> None:
         names = [name.strip() for name in arguments.regularizers.split(",")]
         for name in names:
             create_regularizer(name, 4, 4)  # unknown names are told before anything is measured
-    sizes = bench.QUICK_SIZES if arguments.quick else bench.SIZES
+    sizes: Sequence[tuple[int, int]] = bench.QUICK_SIZES if arguments.quick else bench.SIZES
     if arguments.sizes is not None:
-        sizes = tuple(map(size, arguments.sizes.split(",")))
+        sizes = list(map(size, arguments.sizes.split(",")))
     table = bench.bench(names, sizes, arguments.output, arguments.most_seconds)
     print(f"\n{table}\nPicture: {arguments.output / 'costs.png'}")
 
