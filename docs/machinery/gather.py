@@ -3,7 +3,7 @@
 python docs/machinery/gather.py docs/results/NAME.json RUNS ... --command "..." --hardware "..."
 
 RUNS is the --output of a compare command. Of each complete run in it there will be its settings,
-its final figures, and at what step it had which error; then docs/machinery/results.py redraws the
+its final figures, and its errors and energies by step; then docs/machinery/results.py redraws the
 page. Runs of one method must have the same settings but for what says where and which seed.
 """
 
@@ -20,6 +20,7 @@ from mhe_core.training.run import read_config
 # Where a run was and from what images; the seed stands with the run's figures.
 PLACES = ("output", "data", "data_dir", "resume", "seed")
 TIMES = ("step_seconds", "seconds")  # other work ran beside
+CURVES = {"error_at": "test_error", "hidden_above_floor_at": "hidden_above_floor"}
 CHANCE_LEFT = 0.2
 BASELINE = "none"  # the first of a table is the one compared with
 
@@ -30,11 +31,14 @@ def run_of(path: Path) -> dict[str, Any]:
     summary = json.loads((path / "summary.json").read_text())
     return {
         **{name: figure for name, figure in summary.items() if name not in TIMES},
-        "error_at": {
-            str(line["step"]): line["test_error"] for line in lines if "test_error" in line
-        },
+        **{name: at_steps(figure, lines) for name, figure in CURVES.items()},
         f"train_accuracy_above_{CHANCE_LEFT}_from_step": stays_above(CHANCE_LEFT, lines),
     }
+
+
+def at_steps(figure: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """A figure of the evaluations, by step."""
+    return {str(line["step"]): line[figure] for line in lines if figure in line}
 
 
 def stays_above(level: float, lines: Sequence[Mapping[str, Any]]) -> int | None:

@@ -36,7 +36,7 @@ def a_run(folder, method, seed, error, accuracies, **settings):
     path = folder / method / f"seed{seed}"
     path.mkdir(parents=True)
     lines = [{"step": 10 * k, "train_accuracy": x} for k, x in enumerate(accuracies, start=1)]
-    lines[-1]["test_error"] = error
+    lines[-1] |= {"test_error": error, "hidden_above_floor": 0.5}
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {"seed": seed, "test_error": error, "steps": 10 * len(lines), "seconds": 3.5}
     (path / "summary.json").write_text(json.dumps(summary))
@@ -69,6 +69,7 @@ def test_runs_are_gathered_beside_those_that_are_there(tmp_path, capsys):
                 "test_error": 0.9,
                 "steps": 30,
                 "error_at": {"30": 0.9},
+                "hidden_above_floor_at": {"30": 0.5},
                 "train_accuracy_above_0.2_from_step": None,
             }
         ],
