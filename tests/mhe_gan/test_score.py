@@ -99,6 +99,35 @@ def test_folder_npz_and_statistics_of_the_same_images_score_alike(folders, tmp_p
             assert value == pytest.approx(expected.scores[name].value, rel=1e-5, abs=1e-6)
 
 
+def test_grey_images_of_an_npz_are_read_as_colour(tmp_path):
+    grey = pixels(60)[..., 0]
+    for images in (grey, grey[..., None], grey[:, None]):
+        np.savez(tmp_path / "grey.npz", images)
+        source = sources.open_source(str(tmp_path / "grey.npz"), batch_size=25)
+        read = torch.cat(list(source.batches()))
+        assert torch.equal(read, torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1))
+        assert run(tmp_path / "grey.npz").num_images == 60
+
+
+def test_intervals_end_where_the_score_does(folders):
+    for reference in folders:  # the same images, and others
+        found = run(folders[0], reference, resamples=5).scores
+        for name, one in found.items():
+            low, high = METRICS[name].bounds
+            assert one.low >= low - 1e-6
+            assert one.high <= high + 1e-6
+            assert one.low <= one.value <= one.high
+    assert found["precision"].high <= 1
+    same = run(folders[0], folders[0], resamples=5).scores
+    assert (same["precision"].value, same["precision"].high) == (1, 1)
+    assert same["fid"].low >= -1e-6
+
+
+def test_without_a_reference_one_line_says_what_is_left_out(folders):
+    names = ", ".join(NAMES[1:])
+    assert run(folders[0]).notes == [f"no {names}: there are no real images to compare with"]
+
+
 def test_statistics_of_another_program_give_fid_alone(folders, tmp_path):
     run(folders[1], save_statistics=tmp_path / "kept.npz")
     with np.load(tmp_path / "kept.npz") as kept:
@@ -107,7 +136,7 @@ def test_statistics_of_another_program_give_fid_alone(folders, tmp_path):
     assert found.scores["fid"].value == pytest.approx(run(*folders).scores["fid"].value)
     assert found.num_reference is None
     assert [name for name in NAMES if name not in found.scores] == NAMES[2:]
-    assert any("no kid" in note for note in found.notes)
+    assert any("no kid, precision" in note for note in found.notes)
     assert any("do not say what they are features of" in note for note in found.notes)
 
 
@@ -215,6 +244,9 @@ def test_traces_of_jpeg_show_where_the_format_does_not(tmp_path):
         (lambda path: savez(path, a=pixels(4), b=pixels(4)), "expected one array of images"),
         (lambda path: savez(path, a=np.asfortranarray(pixels(4))), "in C order"),
         (lambda path: savez(path, a=pixels(4)[:0]), "in C order"),
+        (lambda path: savez(path, a=pixels(4) / 255), r"uint8.*got a float64 \[4, 16, 16, 3\]"),
+        (lambda path: savez(path), "got nothing"),
+        (lambda path: savez(path, features=np.ones(4)), r"got features float64 \[4\]"),
         (lambda path: savez(path, a=pixels(4)), "at least 30 images"),
     ],
 )

@@ -103,10 +103,16 @@ class FeatureSet:
         extractor = str(arrays.get("extractor", "")) or None
         tensors = {k: torch.from_numpy(arrays[k]) for k in ("features", "logits") if k in arrays}
         if "features" in tensors:
+            for name, rows in tensors.items():
+                if rows.ndim != 2 or not rows.is_floating_point():
+                    got = f"{name} {arrays[name].dtype} {list(rows.shape)}"
+                    raise StatisticsError(f"expected rows of numbers [N, d] in {file}, got {got}")
             return cls(tensors["features"], tensors.get("logits"), extractor=extractor)
         if not {"mu", "sigma"} <= arrays.keys():
+            found = ", ".join(f"{k} {v.dtype} {list(v.shape)}" for k, v in sorted(arrays.items()))
             raise StatisticsError(
-                f"expected features, or mu and sigma, in {file}, got {sorted(arrays)}"
+                f"expected images as uint8 [N, h, w, 3], features, or mu and sigma in {file}, got "
+                f"{found or 'nothing'}"
             )
         mu, sigma = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
         if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):

@@ -6,6 +6,7 @@ A third party's metric is found by its entry point in the group ``mhe_gan.metric
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +39,7 @@ class Metric:
         value: the published figure of (generated, real).
         resampled: of (generated, real, counts [R, N]) the figures [R] of R sets in which each
             generated image counts so often; None where it has no interval.
+        bounds: the lowest and the highest value that it can have, where intervals end.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Metric:
     needs: Literal["logits", "features", "moments"]
     value: Callable[[FeatureSet, FeatureSet], float]
     resampled: Callable[[FeatureSet, FeatureSet, Tensor], Tensor] | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def missing(self, generated: FeatureSet, real: FeatureSet | None) -> str | None:
         """Why it can't be measured, or None."""
@@ -75,7 +78,8 @@ def measure(
     """A metric and its interval: the value ± 1.96 standard deviations over bootstrap resamples.
 
     The generated images are resampled, the real ones stay: the interval says how much other images
-    of the same generator would change the figure. It does not hold FID's bias.
+    of the same generator would change the figure. It does not hold FID's bias, and it ends where
+    the metric does.
     """
     value = metric.value(generated, real)
     count = generated.num_images
@@ -86,7 +90,9 @@ def measure(
     counts = torch.zeros(resamples, count).scatter_add_(1, drawn, torch.ones(drawn.shape))
     values = metric.resampled(generated, real, counts)
     half = NORMAL * float(values.double().std())
-    return Score(value, value - half, value + half)
+    lowest, highest = metric.bounds
+    low, high = max(value - half, lowest), min(value + half, highest)
+    return Score(value, min(low, value), max(high, value))  # a FID of 0 can be -1e-9 by rounding
 
 
 def known(rows: Tensor | None) -> Tensor:
@@ -147,7 +153,9 @@ def polynomial(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def of_neighbours(function: Callable[[Tensor, Tensor, Tensor], Tensor], name: str) -> Metric:
+def of_neighbours(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor], name: str, highest: float = 1.0
+) -> Metric:
     """A metric of neighbourhoods: its value is that of a resample with every image once."""
 
     def resampled(generated: FeatureSet, real: FeatureSet, counts: Tensor) -> Tensor:
@@ -156,18 +164,20 @@ def of_neighbours(function: Callable[[Tensor, Tensor, Tensor], Tensor], name: st
     def value(generated: FeatureSet, real: FeatureSet) -> float:
         return float(resampled(generated, real, torch.ones(1, len(known(generated.features)))))
 
-    return Metric(name, True, "features", value, resampled)
+    return Metric(name, True, "features", value, resampled, (0.0, highest))
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("inception_score", True, "logits", inception_value, inception_resampled),
-        Metric("fid", False, "moments", frechet_value, frechet_resampled),
+        Metric(
+            "inception_score", True, "logits", inception_value, inception_resampled, (1.0, math.inf)
+        ),
+        Metric("fid", False, "moments", frechet_value, frechet_resampled, (0.0, math.inf)),
         Metric("kid", False, "features", kernel_value, kernel_resampled),
         of_neighbours(neighbours.precision, "precision"),
         of_neighbours(neighbours.recall, "recall"),
-        of_neighbours(neighbours.density, "density"),
+        of_neighbours(neighbours.density, "density", math.inf),
         of_neighbours(neighbours.coverage, "coverage"),
     )
 }

@@ -154,6 +154,7 @@ def score(config: ScoreCommandConfig) -> Report:
     notes = [note for side in sides for note in side.notes] + warnings(ours, theirs)
 
     scores: dict[str, Score] = {}
+    left_out: dict[str, list[str]] = {}  # the metrics' names by why
     real = ours.features if theirs is None else theirs.features
     for metric in metrics:
         why = metric.missing(ours.features, None if theirs is None else real)
@@ -162,9 +163,10 @@ def score(config: ScoreCommandConfig) -> Report:
                 metric, ours.features, real, config.resamples, config.seed
             )
         elif config.metrics is None:
-            notes.append(f"no {metric.name}: {why}")
+            left_out.setdefault(why, []).append(metric.name)
         else:
             raise UserError(f"cannot measure {metric.name}: {why}")
+    notes += [f"no {', '.join(names)}: {why}" for why, names in left_out.items()]
     if config.unbiased:
         if theirs is None:
             raise UserError("expected --reference with --unbiased, got none")
@@ -215,20 +217,21 @@ def read(
 
 def warnings(ours: Side, theirs: Side | None) -> list[str]:
     """What makes the figures hard to trust."""
+    if theirs is None:
+        return []
     notes = []
     for side, name in ((ours, "scored"), (theirs, "reference")):
-        count = None if side is None else side.features.num_images
-        if side is not None and count is not None and count <= side.features.dim:
+        count, dim = side.features.num_images, side.features.dim
+        if count is not None and count <= dim:
             notes.append(
-                f"{count} {name} images for {side.features.dim} dimensions of features: their "
-                "covariance is singular, and FID says little"
+                f"{count} {name} images for {dim} dimensions of features: their covariance is "
+                "singular, and FID says little"
             )
-    if theirs is not None:
-        if ours.features.dim != theirs.features.dim:
-            dims = f"{ours.features.dim} and {theirs.features.dim}"
-            raise UserError(f"expected features of one dimension on both sides, got {dims}")
-        if ours.appearance is not None and theirs.appearance is not None:
-            notes += unlike(ours.appearance, theirs.appearance)
+    if ours.features.dim != theirs.features.dim:
+        dims = f"{ours.features.dim} and {theirs.features.dim}"
+        raise UserError(f"expected features of one dimension on both sides, got {dims}")
+    if ours.appearance is not None and theirs.appearance is not None:
+        notes += unlike(ours.appearance, theirs.appearance)
     return notes
 
 

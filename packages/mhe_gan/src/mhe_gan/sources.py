@@ -56,7 +56,8 @@ def open_source(
 
     Args:
         name: a folder of images, searched deeply; the run directory of a GAN; an .npz with one
-            array of uint8 images [N, h, w, 3] or [N, 3, h, w]; or an .npz of statistics.
+            array of uint8 images, [N, h, w, 3] or [N, 3, h, w], or grey ones, with 1 in place of 3
+            or [N, h, w]; or an .npz of statistics.
         num_images: take so many, drawn by the seed; default: all.
         default_samples: how many to draw from a GAN where ``num_images`` is not given.
         batch_size: images at a time.
@@ -135,7 +136,7 @@ def image_array(file: Path) -> str | None:
             for name in members:
                 with archive.open(name) as stream:
                     shape, _, dtype = header(stream)
-                if dtype == np.uint8 and len(shape) == 4 and 3 in (shape[1], shape[3]):
+                if dtype == np.uint8 and as_channels_first(shape) is not None:
                     found.append(name)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise DataError(f"expected an .npz of images or statistics, got {file}: {error}") from error
@@ -143,6 +144,18 @@ def image_array(file: Path) -> str | None:
         names = ", ".join(name.removesuffix(".npy") for name in found)
         raise DataError(f"expected one array of images in {file}, got {names}")
     return found[0] if found else None
+
+
+def as_channels_first(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """In which order an array of images has its axes [N, channels, h, w]; None if it has none.
+
+    Example:
+        >>> as_channels_first((60, 32, 28, 3)), as_channels_first((60, 32, 28))
+        ((0, 3, 1, 2), (0, 3, 1, 2))
+    """
+    if len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3)):
+        return 0, 3, 1, 2
+    return (0, 1, 2, 3) if len(shape) == 4 and shape[1] in (1, 3) else None
 
 
 def array(
@@ -155,17 +168,20 @@ def array(
         raise DataError(f"expected images [N, h, w, 3] in C order in {file}, got {list(shape)}")
     wanted = torch.zeros(shape[0], dtype=torch.bool)
     wanted[chosen(shape[0], num_images, seed, file)] = True
-    channels_last = shape[3] == 3
+    axes = as_channels_first(shape)
+    assert axes is not None
 
     def batches() -> Iterator[Tensor]:
         with zipfile.ZipFile(file) as archive, archive.open(member) as stream:
             header(stream)
             for part in wanted.split(batch_size):
                 size = (len(part), *shape[1:])
+                size += (1,) * (4 - len(size))
                 content = stream.read(int(np.prod(size)))
                 images = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(size)[part]
                 if len(images):
-                    yield images.permute(0, 3, 1, 2).contiguous() if channels_last else images
+                    images = images.permute(axes).expand(-1, 3, -1, -1)  # grey ones thrice
+                    yield images.contiguous()
 
     return ImageSource(str(file), int(wanted.sum()), batches, Counter())
 
