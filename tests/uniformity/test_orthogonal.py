@@ -139,8 +139,16 @@ def test_what_cannot_be_rotated_is_refused():
     shared = nn.Linear(4, 4)
     twin = nn.Linear(4, 4)
     twin.weight = shared.weight
-    with pytest.raises(ValueError, match="weights of their own, '0' and '1'"):
+    with pytest.raises(ValueError, match=r"of their own, one is '0\.weight' and '1\.weight'"):
         rotate_neurons(nn.Sequential(shared, twin))
+    tied = nn.Sequential(nn.Embedding(4, 4), twin)
+    tied[0].weight = twin.weight
+    with pytest.raises(ValueError, match=r"of their own, one is '0\.weight' and '1\.weight'"):
+        rotate_neurons(tied)
+    assert twin.weight.requires_grad
+    assert rotate_neurons(nn.Sequential(alone := nn.Linear(4, 4), alone)) == ["0"]  # a module twice
+    with pytest.raises(ValueError, match="expected a plain weight, got a parametrized one in '0'"):
+        rotate_neurons(nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4))))
     parametrized = nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)))
     with pytest.raises(ValueError, match="expected a plain weight, got a parametrized one in '0'"):
         rotate_neurons(parametrized)

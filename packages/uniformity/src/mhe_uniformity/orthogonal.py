@@ -19,7 +19,7 @@ import torch
 from mhe_core.diagnostics import inspect
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.nn.utils.parametrize import is_parametrized, register_parametrization
+from torch.nn.utils.parametrize import register_parametrization
 
 from mhe_uniformity._base import check_choice, check_integer, check_number
 
@@ -159,8 +159,8 @@ def rotate_neurons(
         The names of the layers that are now rotated.
 
     Raises:
-        ValueError: if an option is out of range, a pattern fits no layer, no layer is left, two
-            share a weight, or a weight is already parametrized.
+        ValueError: if an option is out of range, a pattern fits no layer, no layer is left, or a
+            weight is already parametrized, or also another module's, such as an embedding's.
 
     Example:
         >>> import torch
@@ -177,7 +177,7 @@ def rotate_neurons(
     }
     chosen = _matching(layers, include, "include") - _matching(layers, exclude, "exclude")
     names = [name for name in layers if name in chosen]
-    _check_layers({name: layers[name] for name in names}, layers)
+    _check_layers(model, {name: layers[name] for name in names})
     for name in names:
         layer: Any = layers[name]
         rotation = Rotation(
@@ -244,18 +244,20 @@ def assert_energy_preserved(
         raise AssertionError("expected the energies to stay, got " + "; ".join(sorted(changed)))
 
 
-def _check_layers(chosen: dict[str, nn.Module], layers: dict[str, Any]) -> None:
-    if not chosen:
-        raise ValueError(f"expected at least one Linear or convolution layer, got {list(layers)}")
-    owners: dict[int, str] = {}
+def _check_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
+    """Raise a ValueError unless each has a plain weight that nothing else in the model has."""
+    if not layers:
+        raise ValueError("expected at least one Linear or convolution layer, got none")
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(f"{name}.{own}".lstrip("."))
     for name, layer in layers.items():
-        if is_parametrized(layer, "weight"):
-            if name in chosen:
-                raise ValueError(f"expected a plain weight, got a parametrized one in {name!r}")
-            continue
-        other = owners.setdefault(id(layer.weight), name)
-        if other != name and not {other, name}.isdisjoint(chosen):
-            raise ValueError(f"expected layers with weights of their own, {other!r} and {name!r}")
+        if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+            raise ValueError(f"expected a plain weight, got a parametrized one in {name!r}")
+        if len(names := owners[id(layer.weight)]) > 1:
+            shared = " and ".join(map(repr, names))
+            raise ValueError(f"expected layers with weights of their own, one is {shared}")
 
 
 def _matching(names: Iterable[str], patterns: Iterable[str], option: str) -> set[str]:
