@@ -9,6 +9,7 @@ momentum that outlasts the network's steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -64,25 +65,31 @@ class Polar(Seeded):
 
     def loss(self, x: Tensor) -> Tensor:
         """Of one matrix ``[N, d]``."""
-        return self.loss_at(x, self.poles)
+        return self.of_squared_chords(self.to_pole(self.on_sphere(x), self.poles))
 
-    def loss_at(self, x: Tensor, poles: Tensor) -> Tensor:
-        """The network's loss for neurons ``[N, d]`` and poles ``[1, d]``."""
-        dtype = torch.promote_types(x.dtype, poles.dtype)
-        return self.of_squared_chords(self.to_pole(x.to(dtype), poles.to(dtype)))
+    def on_sphere(self, x: Tensor) -> Tensor:
+        """Neurons ``[N, d]`` as the variant normalises them, in at least the poles' dtype."""
+        x = x.to(torch.promote_types(x.dtype, self.poles.dtype))
+        return directions(x) if self.variant == "paper" else released_rows(x)
 
-    def to_pole(self, x: Tensor, poles: Tensor) -> Tensor:
-        """Squared chords from the pole to the neurons, and, in half space, to their antipodes."""
+    def to_pole(self, u: Tensor, poles: Tensor) -> Tensor:
+        """Squared chords from the pole to the neurons, and, in half space, to their antipodes.
+
+        Args:
+            u: the neurons ``[N, d]``, on the sphere.
+            poles: ``[1, d]``.
+        """
+        poles = poles.to(u.dtype)
         if self.variant == "paper":
-            u, v = directions(x), directions(poles)
+            v = directions(poles)
             chords = [squared_chords(u, v)]
             if self.half_space:
                 chords.append(squared_chords(u, -v))
-            smallest = torch.finfo(x.dtype).eps
+            smallest = torch.finfo(u.dtype).eps
             return torch.cat(chords).clamp_min(smallest)
         pole = poles.squeeze(0)
         pole = pole * (pole.square().sum() + 1e-4).rsqrt()  # once only
-        cosines = released_rows(x) @ pole
+        cosines = u @ pole
         return 2 - 2 * (torch.cat([cosines, -cosines]) if self.half_space else cosines)
 
     def of_squared_chords(self, chords: Tensor) -> Tensor:
@@ -102,15 +109,16 @@ class Polar(Seeded):
         self.momentum = self.momentum.to(self.poles.dtype)  # should the poles have been replaced
         with torch.autocast(neurons.device.type, enabled=False):
             x = neurons.detach().to(torch.promote_types(neurons.dtype, torch.float32))
+            matrices = [self.on_sphere(matrix) for matrix in x.reshape(-1, *x.shape[-2:])]
             for _ in range(self.inner_steps):
-                self._step(x.reshape(-1, *x.shape[-2:]), lr)
+                self._step(matrices, lr)
 
-    def _step(self, matrices: Tensor, lr: float) -> None:
+    def _step(self, matrices: Sequence[Tensor], lr: float) -> None:
         """One step of SGD: of minus the loss, as pole and network play against each other."""
         with torch.enable_grad():
             poles = self.poles.detach().requires_grad_()
-            losses = torch.stack([self.loss_at(x, poles) for x in matrices])
-            (slope,) = torch.autograd.grad(-self.inner_weight * losses.mean(), poles)
+            losses = [self.of_squared_chords(self.to_pole(u, poles)) for u in matrices]
+            (slope,) = torch.autograd.grad(-self.inner_weight * torch.stack(losses).mean(), poles)
         if self.variant == "released":
             slope = slope + RELEASED_WEIGHT_DECAY * self.poles
         self.momentum.mul_(MOMENTUM).add_(slope)
