@@ -8,6 +8,7 @@ from mhe_classification import compare
 from support.forks import run_processes, run_python
 from support.programs import script
 from support.runs import records
+from support.wiring import count_calls
 
 TINY = ["--width", "0.0625", "--image-size", "8", "--batch-size", "32", "--device", "cpu"]
 
@@ -57,11 +58,13 @@ def test_compare_writes_table_and_curves_and_keeps_complete_runs(tmp_path, comma
     assert (tmp_path / "table.md").read_text().splitlines()[0] == table.splitlines()[0]
 
 
-def test_compare_draws_errors_against_learning_rates(tmp_path):
+def test_compare_draws_errors_against_learning_rates(tmp_path, monkeypatch):
+    loaded = count_calls(monkeypatch, compare, "load_splits")
     arguments = ["--output", tmp_path, "--regularizers", "none,mhe", "--seeds", "0", "--steps", 2]
     arguments += ["--lrs", "0.01,0.1,1e30", *TINY]
     arguments += ["--validation-fraction", 0.2]
     compare.main(list(map(str, arguments)))
+    assert len(loaded) == 1  # the images of six runs
     for lr in (0.01, 0.1):  # settings are chosen by held-out images: the difference is theirs
         heading = (tmp_path / f"lr{lr}/table.md").read_text().splitlines()[0]
         assert heading.startswith("| method | validation error, % | test error, % | hidden")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from torch import nn
 from mhe_classification.angles import plot_angles
 from mhe_classification.classifier import load
 from mhe_classification.config import ClassificationConfig
-from mhe_classification.data import load_splits
+from mhe_classification.data import Splits, load_splits
 from mhe_classification.initial import new_model
 from mhe_classification.train import prepare, train
 
@@ -77,13 +77,15 @@ class CompareConfig(ClassificationConfig):
     lrs: str | None = None
 
 
-def compare(config: CompareConfig) -> Comparison:
+def compare(
+    config: CompareConfig, load: Callable[[ClassificationConfig], Splits] | None = None
+) -> Comparison:
     """Train what is not yet trained, and write table.md, table.json and pictures."""
     every = config.regularizers == "all"
     names = ["none", *all_regularizers()] if every else comma_separated(config.regularizers)
     methods = {name: method_config(config, name) for name in names}
     seeds = [int(seed) for seed in comma_separated(config.seeds)]
-    load = loaded_once(load_splits)
+    load = load or loaded_once(load_splits)
     comparison = compare_runs(
         lambda run: train(run, load),
         methods,
@@ -114,8 +116,9 @@ def method_config(config: CompareConfig, regularizer: str) -> ClassificationConf
 
 def compare_learning_rates(config: CompareConfig, lrs: Sequence[float]) -> None:
     """Compare at each learning rate, in a folder of its own, and draw the errors against them."""
+    load = loaded_once(load_splits)
     comparisons = {
-        lr: compare(replace(config, lr=lr, output=config.output / f"lr{lr:g}")) for lr in lrs
+        lr: compare(replace(config, lr=lr, output=config.output / f"lr{lr:g}"), load) for lr in lrs
     }
     file = config.output / "learning_rates.png"
     print(f"Errors: {plot_against('learning rate', comparisons, error_panel(config), file)}")
