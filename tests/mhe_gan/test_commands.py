@@ -173,8 +173,22 @@ def test_compare_makes_a_table_samples_and_curves(tmp_path, classifier, command)
     changed = {p.name for p, at in before.items() if p.stat().st_mtime_ns != at}
     assert changed == {"table.json"}  # complete runs are neither trained nor scored again
 
+    command("mhe-gan", *arguments, "--models", "mhe", "--steps", 8, "--resume")
+    (run, _) = json.loads((tmp_path / "compare" / "table.json").read_text())["methods"]["mhe"][
+        "runs"
+    ]
+    assert (run["steps"], run["step"]) == (8, 8)  # and one that was trained on is scored again
+
 
 def test_unknown_models_and_commands(command, tmp_path):
+    done = command("mhe-gan", "compare", "--seeds", "0,a", status=2)
+    assert "expected --seeds as numbers with commas between, got '0,a'" in done.stderr
+    weight = ("--regularizer", "none", "--generator-weight", 5)
+    done = command("mhe-gan", "train", "--output", tmp_path / "run", *weight, status=2)
+    assert "expected a --regularizer with --generator-weight" in done.stderr
+    many = ("--batch-size", 1024, "--n-dis", 5, "--width", 0.0625)
+    done = command("mhe-gan", "train", "--output", tmp_path / "run", *many, status=2)
+    assert "expected a batch size from 1 (processes) to" in done.stderr
     done = command("mhe-gan", "compare", "--models", "sn,wgan", status=2)
     assert "expected --models of baseline, sn, mhe, mhe+sn, got wgan" in done.stderr
     done = command(

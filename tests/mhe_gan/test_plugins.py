@@ -64,6 +64,12 @@ def test_networks_and_a_loss_are_trained_and_sampled(tmp_path):
     assert pixels.shape == (4, 3, 16, 16)
 
 
+def test_a_loss_below_zero_is_no_sign_of_a_perfect_discriminator(tmp_path):
+    settings = {"model": "dense", "image_size": 16, **TINY, "steps": 40, "checkpoint_every": 10}
+    run = {"loss": "wasserstein", "lr": 1e-2, "regularizer": "none", **settings}
+    assert train(GANConfig(output=tmp_path / "run", **run))["discriminator_loss"] < 0
+
+
 def test_regularizers_leave_out_the_layers_the_pair_names(make_trainer):
     trainer, _ = make_trainer(
         model="dense", image_size=16, hidden_weight=1.0, generator_weight=1.0, **TINY

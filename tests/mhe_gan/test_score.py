@@ -1,6 +1,8 @@
 """``mhe-gan score`` on files, with an extractor that an installed package offers."""
 
 import json
+import shutil
+import zipfile
 from importlib.metadata import entry_points
 
 import numpy as np
@@ -8,9 +10,15 @@ import pytest
 import torch
 from mhe_core.training.run import RunError
 from mhe_gan import sources
+from mhe_gan.config import GANConfig
 from mhe_gan.extractors import GROUP, load_extractor
+from mhe_gan.features import FeatureSet
+from mhe_gan.frechet import extrapolated_frechet
 from mhe_gan.metrics import METRICS, Metric
 from mhe_gan.score import ScoreCommandConfig, score
+from mhe_gan.test import TestConfig
+from mhe_gan.test import test as score_run
+from mhe_gan.train import train
 from mhe_gan.traps import Appearance, unlike
 from PIL import Image
 from support.distributions import write_distribution
@@ -30,6 +38,13 @@ class Colours(torch.nn.Module):
 def offered():
     return Colours()
 
+class Alone(Colours):
+    def forward(self, images):
+        return super().forward(images)[0]
+
+def alone():
+    return Alone()
+
 brightness = Metric("brightness", True, "logits", lambda a, b: float(a.features.mean()))
 wrong = 3
 """
@@ -39,7 +54,10 @@ wrong = 3
 def colours(tmp_path, monkeypatch):
     """A distribution with an extractor and a metric."""
     targets = {
-        "mhe_gan.feature_extractors": [("colours", "colours:offered")],
+        "mhe_gan.feature_extractors": [
+            ("colours", "colours:offered"),
+            ("alone", "colours:alone"),
+        ],
         "mhe_gan.metrics": [("brightness", "colours:brightness"), ("wrong", "colours:wrong")],
     }
     site = write_distribution(tmp_path / "site", "colours", targets, {"colours.py": CODE})
@@ -125,7 +143,9 @@ def test_intervals_end_where_the_score_does(folders):
 
 def test_without_a_reference_one_line_says_what_is_left_out(folders):
     names = ", ".join(NAMES[1:])
-    assert run(folders[0]).notes == [f"no {names}: there are no real images to compare with"]
+    first, few = run(folders[0]).notes
+    assert first == f"no {names}: there are no real images to compare with"
+    assert few.startswith("6 images in each of ten splits")
 
 
 def test_statistics_of_another_program_give_fid_alone(folders, tmp_path):
@@ -246,7 +266,12 @@ def test_traces_of_jpeg_show_where_the_format_does_not(tmp_path):
         (lambda path: savez(path, a=pixels(4)[:0]), "in C order"),
         (lambda path: savez(path, a=pixels(4) / 255), r"uint8.*got a float64 \[4, 16, 16, 3\]"),
         (lambda path: savez(path), "got nothing"),
-        (lambda path: savez(path, features=np.ones(4)), r"got features float64 \[4\]"),
+        (lambda path: savez(path, a=pixels(1)[0]), r"got a uint8 \[16, 16, 3\]"),
+        (lambda path: savez(path, features=np.full((40, 3), np.nan)), "finite numbers in features"),
+        (lambda path: savez(path, features=np.eye(3), logits=np.eye(2)), r"logits \[2, 2\]"),
+        (lambda path: savez(path, mu=np.array(["a"]), sigma=np.eye(1)), "floating-point numbers"),
+        (lambda path: zipped(path, "picture.png"), "expected arrays in .*, got picture.png"),
+        (lambda path: savez(path, features=np.ones(4)), r"got features \[4\]"),
         (lambda path: savez(path, a=pixels(4)), "at least 30 images"),
     ],
 )
@@ -254,6 +279,111 @@ def test_what_cannot_be_scored_is_said(tmp_path, make, message):
     make(tmp_path / "it.npz")
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "it.npz", num_samples=30)
+
+
+def test_a_run_or_images_are_compared_with_published_moments(folders, trained, tmp_path):
+    run(folders[1], save_statistics=tmp_path / "kept.npz")
+    with np.load(tmp_path / "kept.npz") as kept:
+        np.savez(tmp_path / "theirs.npz", mu=kept["mu"], sigma=kept["sigma"])
+    with pytest.raises(ValueError, match=r"cannot tell whether.*--num-samples.*--unequal"):
+        run(trained, tmp_path / "theirs.npz", num_samples=60)
+    found = run(trained, tmp_path / "theirs.npz", num_samples=60, unequal=True)
+    expected = run(trained, folders[1], num_samples=60)
+    assert found.scores["fid"].value == pytest.approx(expected.scores["fid"].value)
+
+
+def test_few_images_are_scored_by_what_they_suffice_for(tmp_path):
+    few = [write(tmp_path / str(seed), pixels(4, seed)) for seed in (0, 1)]
+    found = run(*few)
+    assert list(found.scores) == ["inception_score", "fid", "kid", "precision", "recall"]
+    assert "no density, coverage: 6 images are wanted on each side, there are 4" in found.notes
+    with pytest.raises(ValueError, match="coverage: 6 images are wanted"):
+        run(*few, metrics="coverage")
+    one = [write(tmp_path / f"one{seed}", pixels(1, seed)) for seed in (0, 1)]
+    assert list(run(*one).scores) == ["inception_score"]
+
+
+def test_neighbours_far_from_the_origin_are_found():
+    """float32 has no digits left of distances of 1 at 5,000, unless the mean is taken off."""
+    generator = torch.Generator().manual_seed(0)
+    near = [torch.randn(200, 16, generator=generator) for _ in range(2)]
+    for name in ("precision", "recall", "density", "coverage"):
+        expected = METRICS[name].value(*map(FeatureSet, near))
+        found = METRICS[name].value(*(FeatureSet(x + 5000) for x in near))
+        assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_the_interval_of_the_unbiased_fid_does_not_depend_on_what_else_is_asked(tmp_path):
+    for seed in (1, 2):
+        np.savez(tmp_path / f"{seed}.npz", pixels(200, seed))
+    sides = tmp_path / "1.npz", tmp_path / "2.npz"
+    alone = run(*sides, unbiased=True, metrics="kid").scores["fid_unbiased"]
+    assert run(*sides, unbiased=True).scores["fid_unbiased"] == alone
+    none = run(*sides, unbiased=True, resamples=0).scores["fid_unbiased"]
+    assert (none.value, none.low) == (alone.value, None)
+
+
+@pytest.mark.parametrize(("d", "N"), [(32, 300), (64, 640)])
+def test_the_unbiased_fid_is_about_the_true_one(d, N):
+    """Of exact moments, one apart: from subsets of fewer images than 2 d it was 0.4 to 0.6."""
+    real = FeatureSet(None, moments=(np.eye(d)[0], np.eye(d)))
+    found = []
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        found.append(extrapolated_frechet(FeatureSet(torch.randn(N, d, generator=generator)), real))
+    assert np.mean([value for value, _ in found]) == pytest.approx(1, abs=0.25)
+
+
+def test_extractors_are_picked_among_distributions_with_and_without_a_path(tmp_path, monkeypatch):
+    targets = {GROUP: [("colours", "tints:Tints"), ("of_a_file", "tints:of_a_file")]}
+    code = "import torch\n\nclass Tints(torch.nn.Flatten):\n    pass\n"
+    code += "\ndef of_a_file(path):\n    return Tints()\n"
+    site = write_distribution(tmp_path / "tints", "tints", targets, {"tints.py": code})
+    monkeypatch.syspath_prepend(str(site))
+    with pytest.raises(ValueError, match=r"claimed by .*'colours:colours' or 'tints:colours'"):
+        load_extractor("colours")
+    assert type(load_extractor("tints:colours")).__name__ == "Tints"
+    assert type(load_extractor("colours:colours")).__name__ == "Colours"
+    assert type(load_extractor("of_a_file:some/path")).__name__ == "Tints"
+    assert type(load_extractor("tints:of_a_file:some/path")).__name__ == "Tints"
+    with pytest.raises(ValueError, match="expected a path for it, as of_a_file:PATH"):
+        load_extractor("of_a_file")
+    with pytest.raises(ValueError, match="it takes no path, got '/x'"):
+        load_extractor("alone:/x")
+
+
+def test_a_run_is_scored_by_features_alone(trained, tmp_path):
+    run_of = tmp_path / "run"
+    shutil.copytree(trained, run_of)
+    settings = {"num_samples": 20, "feature_extractor": "alone", "device": "cpu"}
+    report = score_run(TestConfig(run=run_of, **settings))
+    assert report["real_inception_score"] is None
+    assert "fid" in report["final"]
+    assert "inception_score" not in report["final"]
+    tiny = {"width": 0.0625, "batch_size": 8, "steps": 2, "score_every": 2, **settings}
+    with pytest.raises(
+        ValueError, match=r"class logits for inception_score.*--best-by, such as fid"
+    ):
+        train(GANConfig(output=tmp_path / "new", **tiny))
+    assert train(GANConfig(output=tmp_path / "new", **tiny, best_by="fid"))["fid"] > 0
+
+
+def test_statistics_are_those_of_the_same_weights(folders, classifiers, tmp_path):
+    classifier = tmp_path / "classifier"
+    shutil.copytree(classifiers[0], classifier)
+    settings = {"feature_extractor": str(classifier)}
+    run(folders[0], **settings, save_statistics=tmp_path / "kept.npz")
+    again = run(tmp_path / "kept.npz", folders[0], feature_extractor=f"{classifier}/")
+    assert again.scores["fid"].value == pytest.approx(0, abs=1e-4)
+    shutil.rmtree(classifier)
+    shutil.copytree(classifiers[1], classifier)
+    with pytest.raises(ValueError, match="as it is now, got those of other weights"):
+        run(tmp_path / "kept.npz", folders[0], **settings)
+
+
+def zipped(path, name):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, b"no array")
 
 
 def savez(path, **arrays):

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import mhe_gan.train
 import numpy as np
@@ -184,7 +185,9 @@ def test_a_discriminator_without_mistakes_stops_it(tmp_path, monkeypatch):
         calls.append(1)
         return published.discriminator(real, fake) * (0 if len(calls) > 12 else 1)
 
-    monkeypatch.setitem(LOSSES, "non_saturating", Loss(wins_from_thirteen, published.generator))
+    monkeypatch.setitem(
+        LOSSES, "non_saturating", replace(published, discriminator=wins_from_thirteen)
+    )
     with pytest.raises(TrainingDiverged, match=r"below 0\.001 for 8 steps up to step 20"):
         train(config_of(tmp_path, steps=40, checkpoint_every=5))
     assert steps_of(tmp_path) == 15

@@ -15,6 +15,7 @@ from mhe_core.training.compare import (
     comma_separated,
     compare_runs,
     loaded_once,
+    seeds_of,
     write_table,
 )
 from mhe_core.training.naming import asked_for
@@ -84,7 +85,7 @@ def compare(
     every = config.regularizers == "all"
     names = ["none", *all_regularizers()] if every else comma_separated(config.regularizers)
     methods = {name: method_config(config, name) for name in names}
-    seeds = [int(seed) for seed in comma_separated(config.seeds)]
+    seeds = seeds_of(config.seeds)
     load = load or loaded_once(load_splits)
     comparison = compare_runs(
         lambda run: train(run, load),

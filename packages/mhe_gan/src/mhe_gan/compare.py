@@ -19,6 +19,7 @@ from mhe_core.training.compare import (
     comma_separated,
     compare_runs,
     loaded_once,
+    seeds_of,
     write_table,
 )
 from mhe_core.training.plots import Panel, plot_curves
@@ -90,14 +91,15 @@ def compare(config: CompareConfig) -> str:
     methods = {
         name: GANConfig(**{**settings, **MODELS[name]}) for name in comma_separated(config.models)
     }
-    seeds = [int(seed) for seed in comma_separated(config.seeds)]
+    seeds = seeds_of(config.seeds)
     device = make_accelerator(config.device, config.amp).device
     scorer = build_scorer(next(iter(methods.values())), device)
 
     load = loaded_once(load_split)
 
     def train_and_score(run: GANConfig) -> dict[str, Any]:
-        return {**train(run, scorer, load), **final_scores(run, scorer)}
+        summary = train(run, scorer, load)
+        return {**summary, **final_scores(run, scorer, summary["steps"])}
 
     comparison = compare_runs(
         train_and_score,
@@ -109,13 +111,18 @@ def compare(config: CompareConfig) -> str:
     table = write_table(comparison, COLUMNS, config.output)
     plot_samples(comparison, config.output / "samples.png")
     plot_curves(comparison, PANELS, config.output / "curves.png")
-    print(f"\n{table}\nScore of the real images: {scorer.real_score:.2f}")
+    print(f"\n{table}")
+    if scorer.real_score is not None:
+        print(f"Score of the real images: {scorer.real_score:.2f}")
     print(f"Samples and curves: {config.output}/samples.png, curves.png")
     return table
 
 
-def final_scores(run: GANConfig, scorer: Scorer) -> dict[str, Any]:
-    """The scores of a complete run, those of its best checkpoint under names that begin so."""
+def final_scores(run: GANConfig, scorer: Scorer, steps: int) -> dict[str, Any]:
+    """The scores of a run that is complete after so many steps.
+
+    Those of its best checkpoint have names that begin so.
+    """
     config = TestConfig(
         run=run.output,
         device=run.device,
@@ -123,7 +130,8 @@ def final_scores(run: GANConfig, scorer: Scorer) -> dict[str, Any]:
     )
     file = run.output / "test.json"
     report = json.loads(file.read_text()) if file.exists() else {}
-    if not described(config, scorer).items() <= report.items():
+    made_alike = described(config, scorer).items() <= report.items()
+    if not made_alike or report["final"]["step"] != steps:
         report = score_run(config, scorer)
     best = {f"best_{name}": value for name, value in report.get("best", {}).items()}
     return {**report["final"], **best}

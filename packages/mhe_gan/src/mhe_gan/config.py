@@ -134,6 +134,11 @@ class GANConfig(TrainingConfig, ScoreConfig):
             if getattr(self, name) < 0:
                 got = getattr(self, name)
                 raise UserError(f"expected --{name.replace('_', '-')} at least 0, got {got}")
+        if self.generator_weight and self.regularizer == "none":
+            raise UserError(
+                "expected a --regularizer with --generator-weight, which is the weight of the same "
+                "one on the generator, got none"
+            )
         find_networks(self.model)
         find_loss(self.loss)
         if unknown := sorted(set(self.augmentations()) - set(AUGMENTATIONS)):

@@ -10,11 +10,20 @@ an extractor needs no path, one without arguments. Applications do not import ea
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import torch
-from mhe_core.entry_points import PluginError, described, find, installed, load
+from mhe_core.entry_points import (
+    PluginError,
+    described,
+    distribution_of,
+    find,
+    installed,
+    load,
+    matching,
+)
 from mhe_core.errors import UserError
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -52,9 +61,12 @@ def load_extractor(run: Path | str | None = None, weights: Path | None = None) -
         return load_inception(weights) if name == INCEPTION else load_other(name, weights)
     if weights is not None:
         raise UserError("expected --feature-extractor or --weights, got both")
-    entry_name, _, argument = name.partition(":")
-    if any(entry.name == entry_name for entry in installed(GROUP)):
-        return call(find(entry_name, GROUP, KIND), argument)
+    parts = name.split(":")
+    for cut in range(len(parts), 0, -1):  # NAME, distribution:NAME, or either with :PATH
+        entry_name, argument = ":".join(parts[:cut]), ":".join(parts[cut:])
+        offered = ((distribution_of(point), point.name, point) for point in installed(GROUP))
+        if matching(entry_name, offered):
+            return call(find(entry_name, GROUP, KIND), argument)
     return load_classifier(Path(name))
 
 
@@ -66,6 +78,12 @@ def describe_extractor(run: Path | str | None) -> str:
 def call(entry: EntryPoint, argument: str) -> nn.Module:
     """What an entry point's function makes, given a path if there is one."""
     factory = load(entry, KIND)
+    if needs_path(entry) and not argument:
+        raise PluginError(
+            f"{described(entry, KIND)}: expected a path for it, as {entry.name}:PATH, got none"
+        )
+    if argument and not takes_path(factory):
+        raise PluginError(f"{described(entry, KIND)}: it takes no path, got {argument!r}")
     extractor = factory(Path(argument)) if argument else factory()
     if not isinstance(extractor, nn.Module):
         got = type(extractor).__name__
@@ -82,6 +100,15 @@ def needs_path(entry: EntryPoint) -> bool:
     except TypeError:
         return True
     return False
+
+
+def takes_path(factory: Callable[..., nn.Module]) -> bool:
+    """Whether an entry point's function can be called with one."""
+    try:
+        inspect.signature(factory).bind(Path())
+    except TypeError:
+        return False
+    return True
 
 
 def load_inception(weights: Path | None) -> nn.Module:
@@ -158,6 +185,8 @@ def check_weights(weights: Path) -> None:
     if not Path(weights).is_file():
         raise FileNotFoundError(f"expected Inception weights at {weights}, found no file")
     try:
-        torch.load(weights, map_location="cpu", weights_only=True)
+        found = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{weights} does not hold tensors only: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"expected tensors by name in {weights}, got {type(found).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,12 +31,14 @@ class FeatureSet:
         moments: mean [d] and covariance [d, d], float64, where the features themselves are not
             known.
         extractor: what they are features of.
+        weights: what tells that extractor's weights apart, where it is known.
     """
 
     features: Tensor | None
     logits: Tensor | None = None
     moments: tuple[np.ndarray, np.ndarray] | None = None
     extractor: str | None = None
+    weights: str | None = None
 
     @property
     def num_images(self) -> int | None:
@@ -58,7 +61,9 @@ class FeatureSet:
         if self.moments is not None:
             return self.moments
         if self.features is None or len(self.features) < 2:
-            raise StatisticsError(f"expected features of at least two images, got {self}")
+            raise StatisticsError(
+                f"expected features of at least two images, got {self.num_images}"
+            )
         x = self.features.double().numpy()
         return x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], x.shape[1])
 
@@ -73,7 +78,7 @@ class FeatureSet:
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randperm(self.num_images, generator=generator)[:num_images].sort().values
         features, logits = (None if x is None else x[rows] for x in (self.features, self.logits))
-        return FeatureSet(features, logits, extractor=self.extractor)
+        return FeatureSet(features, logits, extractor=self.extractor, weights=self.weights)
 
     def save(self, file: Path) -> None:
         """Write an .npz that :meth:`load` reads; mean and covariance go by ``mu`` and ``sigma``.
@@ -82,6 +87,8 @@ class FeatureSet:
         """
         mu, sigma = self.gaussian
         arrays = {"mu": mu, "sigma": sigma, "extractor": np.array(self.extractor or "")}
+        if self.weights is not None:
+            arrays["weights"] = np.array(self.weights)
         for name, rows in (("features", self.features), ("logits", self.logits)):
             if rows is not None:
                 arrays[name] = rows.numpy()
@@ -98,16 +105,28 @@ class FeatureSet:
         try:
             with np.load(file, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
-        except (ValueError, OSError, EOFError) as error:
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise StatisticsError(f"cannot read statistics from {file}: {error}") from error
-        extractor = str(arrays.get("extractor", "")) or None
-        tensors = {k: torch.from_numpy(arrays[k]) for k in ("features", "logits") if k in arrays}
+        if strangers := [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]:
+            raise StatisticsError(f"expected arrays in {file}, got {', '.join(strangers)}")
+        extractor, weights = (str(arrays.get(k, "")) or None for k in ("extractor", "weights"))
+        for name in ("features", "logits", "mu", "sigma"):
+            if name in arrays:
+                check_numbers(arrays[name], name, file)
+        tensors = {
+            name: torch.from_numpy(arrays[name].astype(np.float32))
+            for name in ("features", "logits")
+            if name in arrays
+        }
         if "features" in tensors:
-            for name, rows in tensors.items():
-                if rows.ndim != 2 or not rows.is_floating_point():
-                    got = f"{name} {arrays[name].dtype} {list(rows.shape)}"
-                    raise StatisticsError(f"expected rows of numbers [N, d] in {file}, got {got}")
-            return cls(tensors["features"], tensors.get("logits"), extractor=extractor)
+            shapes = {name: list(rows.shape) for name, rows in tensors.items()}
+            if any(len(s) != 2 or s[0] != shapes["features"][0] for s in shapes.values()):
+                found = " and ".join(f"{name} {shape}" for name, shape in shapes.items())
+                raise StatisticsError(
+                    f"expected features [N, d] and logits [N, C] in {file}, got {found}"
+                )
+            logits = tensors.get("logits")
+            return cls(tensors["features"], logits, extractor=extractor, weights=weights)
         if not {"mu", "sigma"} <= arrays.keys():
             found = ", ".join(f"{k} {v.dtype} {list(v.shape)}" for k, v in sorted(arrays.items()))
             raise StatisticsError(
@@ -119,7 +138,17 @@ class FeatureSet:
             raise StatisticsError(
                 f"expected mu [d] and sigma [d, d] in {file}, got {mu.shape} and {sigma.shape}"
             )
-        return cls(None, moments=(mu, sigma), extractor=extractor)
+        return cls(None, moments=(mu, sigma), extractor=extractor, weights=weights)
+
+
+def check_numbers(array: np.ndarray, name: str, file: Path) -> None:
+    """Raise a StatisticsError for what is no floating-point number, or not a finite one."""
+    if array.dtype.kind != "f":
+        raise StatisticsError(
+            f"expected {name} as floating-point numbers in {file}, got {array.dtype}"
+        )
+    if not np.isfinite(array).all():
+        raise StatisticsError(f"expected finite numbers in {name} of {file}, got others")
 
 
 @torch.no_grad()

@@ -60,7 +60,8 @@ def extrapolated_frechet(
     Args:
         generated: with their features, at least 100 images.
         reference: what they are compared with; its own bias stays.
-        seed: of the subsets, which are of N/10 to N images.
+        seed: of the subsets, which are of N/10 to N images, or of 2 d to N where N/10 is less: of
+            fewer, FID does not lie on a line.
 
     Raises:
         ValueError: if there are fewer than 100 images, or their features are not known.
@@ -73,7 +74,8 @@ def extrapolated_frechet(
         )
     N = len(features)
     target = FrechetReference(*reference.gaussian)
-    sizes = np.linspace(N / 10, N, POINTS).round().astype(int)
+    fewest = max(N / 10, min(2 * features.shape[1], N / 2))
+    sizes = np.linspace(fewest, N, POINTS).round().astype(int)
     distances = [target.distance(_rows(generated.subset(n, seed + n))) for n in sizes.tolist()]
     x = 1 / sizes
     slope, intercept = np.polyfit(x, distances, 1)

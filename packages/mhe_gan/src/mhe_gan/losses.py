@@ -26,20 +26,25 @@ class Loss:
     Attributes:
         discriminator: of the logits [B] of real and [B'] of generated images, a scalar.
         generator: of the logits [B] of generated images, a scalar.
+        no_mistake: a discriminator whose loss is smaller makes no mistake, and teaches the
+            generator nothing: a run that stays there is stopped. None: no loss says so.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
+    no_mistake: float | None = None
 
 
 LOSSES = {
     "non_saturating": Loss(
         lambda real, fake: softplus(-real).mean() + softplus(fake).mean(),
         lambda fake: softplus(-fake).mean(),
+        no_mistake=1e-3,
     ),
     "hinge": Loss(
         lambda real, fake: relu(1 - real).mean() + relu(1 + fake).mean(),
         lambda fake: -fake.mean(),
+        no_mistake=1e-3,
     ),
 }
 

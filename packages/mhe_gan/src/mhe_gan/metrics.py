@@ -40,6 +40,7 @@ class Metric:
         resampled: of (generated, real, counts [R, N]) the figures [R] of R sets in which each
             generated image counts so often; None where it has no interval.
         bounds: the lowest and the highest value that it can have, where intervals end.
+        fewest: how many images it needs on each side whose images it needs.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Metric:
     value: Callable[[FeatureSet, FeatureSet], float]
     resampled: Callable[[FeatureSet, FeatureSet, Tensor], Tensor] | None = None
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    fewest: int = 1
 
     def missing(self, generated: FeatureSet, real: FeatureSet | None) -> str | None:
         """Why it can't be measured, or None."""
@@ -60,6 +62,9 @@ class Metric:
             real.features if real.features is None else 0,
         ):
             return "of one side, only mean and covariance are known"
+        counts = [side.num_images for side in (generated, real) if side.num_images is not None]
+        if min(counts, default=self.fewest) < self.fewest:
+            return f"{self.fewest} images are wanted on each side, there are {min(counts)}"
         return None
 
 
@@ -154,17 +159,19 @@ def polynomial(x: Tensor, y: Tensor) -> Tensor:
 
 
 def of_neighbours(
-    function: Callable[[Tensor, Tensor, Tensor], Tensor], name: str, highest: float = 1.0
+    function: Callable[..., Tensor], name: str, fewest: int, highest: float = 1.0
 ) -> Metric:
     """A metric of neighbourhoods: its value is that of a resample with every image once."""
 
     def resampled(generated: FeatureSet, real: FeatureSet, counts: Tensor) -> Tensor:
-        return function(known(generated.features), known(real.features), counts)
+        ours, theirs = known(generated.features), known(real.features)
+        centre = theirs.mean(0)  # distances of float32 lose their digits far from the origin
+        return function(ours - centre, theirs - centre, counts)
 
     def value(generated: FeatureSet, real: FeatureSet) -> float:
         return float(resampled(generated, real, torch.ones(1, len(known(generated.features)))))
 
-    return Metric(name, True, "features", value, resampled, (0.0, highest))
+    return Metric(name, True, "features", value, resampled, (0.0, highest), fewest)
 
 
 METRICS: dict[str, Metric] = {
@@ -173,12 +180,12 @@ METRICS: dict[str, Metric] = {
         Metric(
             "inception_score", True, "logits", inception_value, inception_resampled, (1.0, math.inf)
         ),
-        Metric("fid", False, "moments", frechet_value, frechet_resampled, (0.0, math.inf)),
-        Metric("kid", False, "features", kernel_value, kernel_resampled),
-        of_neighbours(neighbours.precision, "precision"),
-        of_neighbours(neighbours.recall, "recall"),
-        of_neighbours(neighbours.density, "density", math.inf),
-        of_neighbours(neighbours.coverage, "coverage"),
+        Metric("fid", False, "moments", frechet_value, frechet_resampled, (0.0, math.inf), 2),
+        Metric("kid", False, "features", kernel_value, kernel_resampled, fewest=2),
+        of_neighbours(neighbours.precision, "precision", 4),
+        of_neighbours(neighbours.recall, "recall", 4),
+        of_neighbours(neighbours.density, "density", 6, math.inf),
+        of_neighbours(neighbours.coverage, "coverage", 6),
     )
 }
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from mhe_core.errors import UserError
+from mhe_core.training.checkpoint import weights_digest
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.compare import comma_separated
 from mhe_core.training.processes import resolve_device
@@ -70,6 +71,8 @@ class ScoreCommandConfig:
         """Raise a ValueError for a setting out of range."""
         if self.num_samples is not None and self.num_samples < 2:
             raise UserError(f"expected --num-samples at least 2, got {self.num_samples}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"expected --seed from 0 to 2^63 − 1, got {self.seed}")
         if self.batch_size < 1 or self.resamples < 0:
             raise UserError(
                 "expected --batch-size at least 1 and --resamples at least 0, got "
@@ -167,10 +170,22 @@ def score(config: ScoreCommandConfig) -> Report:
         else:
             raise UserError(f"cannot measure {metric.name}: {why}")
     notes += [f"no {', '.join(names)}: {why}" for why, names in left_out.items()]
+    if "inception_score" in scores and ours.features.logits is not None:
+        count, classes = ours.features.logits.shape
+        if count // 10 < 10 * classes:
+            notes.append(
+                f"{count // 10} images in each of ten splits, with {classes} classes: the "
+                "Inception Score is too low; compare it with one of equally many images only"
+            )
     if config.unbiased:
         if theirs is None:
             raise UserError("expected --reference with --unbiased, got none")
-        scores["fid_unbiased"] = unbiased(ours.features, real, scores.get("fid"), config.seed)
+        scores["fid_unbiased"] = unbiased(ours.features, real, config)
+        if (count := ours.features.num_images or 0) < 4 * ours.features.dim:
+            notes.append(
+                f"{count} images are few to extrapolate FID from, with {ours.features.dim} "
+                f"dimensions of features: at least {4 * ours.features.dim} are wanted"
+            )
     return Report(
         scores=scores,
         num_images=ours.features.num_images,
@@ -185,6 +200,12 @@ def check_numbers(opened: Sequence[ImageSource | FeatureSet], config: ScoreComma
     counts = [source.num_images for source in opened]
     if config.unequal or len(set(counts)) < 2:
         return
+    if None in counts:
+        raise UserError(
+            f"cannot tell whether both sides have equally many images, got "
+            f"{' and '.join(map(shown, counts))}, and FID changes with the number: take as many as "
+            "the statistics were made of by --num-samples, and confirm it with --unequal"
+        )
     fewest = min(count for count in counts if count is not None)
     raise UserError(
         f"expected equally many images on both sides, got {' and '.join(map(shown, counts))}, and "
@@ -201,10 +222,18 @@ def read(
 ) -> Side:
     """The features of one side, computed where they do not come from a file."""
     name = describe_extractor(config.feature_extractor)
+    weights = weights_digest(config.weights or config.feature_extractor or name)
     if isinstance(source, FeatureSet):
-        if source.extractor not in (None, name):
+        known = source.weights is not None
+        if source.weights != weights if known else source.extractor not in (None, name):
+            other = source.extractor
+            if other == name:
+                raise UserError(
+                    f"expected statistics of {name} as it is now, got those of other weights: make "
+                    "them anew with --save-statistics"
+                )
             raise UserError(
-                f"expected statistics of {name}, got those of {source.extractor}: give it as "
+                f"expected statistics of {name}, got those of {other}: give it as "
                 "--feature-extractor"
             )
         note = () if source.extractor else ("statistics that do not say what they are features of",)
@@ -212,6 +241,7 @@ def read(
     assert extractor is not None
     appearance = Appearance(source.formats)
     features = extract(extractor, appearance.watch(source.batches()), device, name)
+    features = replace(features, weights=weights)
     return Side(features, appearance, source.notes)
 
 
@@ -235,10 +265,13 @@ def warnings(ours: Side, theirs: Side | None) -> list[str]:
     return notes
 
 
-def unbiased(ours: FeatureSet, real: FeatureSet, fid: Score | None, seed: int) -> Score:
+def unbiased(ours: FeatureSet, real: FeatureSet, config: ScoreCommandConfig) -> Score:
     """The extrapolated FID; its interval has the line's error and the images' spread."""
-    value, error = extrapolated_frechet(ours, real, seed)
-    spread = 0.0 if fid is None or fid.high is None else (fid.high - fid.value) / NORMAL
+    value, error = extrapolated_frechet(ours, real, config.seed)
+    fid = measure(METRICS["fid"], ours, real, config.resamples, config.seed)
+    if fid.high is None:
+        return Score(value, None, None)
+    spread = (fid.high - fid.value) / NORMAL
     half = NORMAL * (error**2 + spread**2) ** 0.5
     return Score(value, value - half, value + half)
 

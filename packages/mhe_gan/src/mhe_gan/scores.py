@@ -125,7 +125,7 @@ def check_features(features: Tensor, reference: Tensor) -> None:
     """Raise a ValueError unless both are [at least 2, d] with the same d."""
     shapes = [list(x.shape) for x in (features, reference)]
     if any(len(s) != 2 or s[0] < 2 for s in shapes) or shapes[0][1] != shapes[1][1]:
-        raise ValueError(f"expected features [N, d] and [M, d] with N, M ≥ 2, got {shapes}")
+        raise UserError(f"expected features [N, d] and [M, d] with N, M ≥ 2, got {shapes}")
 
 
 class Scorer:
@@ -136,7 +136,8 @@ class Scorer:
         reference: batches of the real images, uint8 [B, 3, H, W]; their features are computed
             once.
         device: where the extractor runs.
-        metrics: what to measure beside the Inception Score, FID and KID.
+        metrics: what to measure beside the Inception Score (where the extractor has class
+            logits), FID and KID.
 
     Raises:
         TypeError: if images are not uint8.
@@ -163,24 +164,31 @@ class Scorer:
         self.device = device
         self.metrics = metrics
         self.reference, logits = self.extract(reference)
-        self.real_score = inception_score(logits, min(10, len(logits)))[0]
+        self.real_score: float | None = None
         """Inception Score of the real images: about the best that generated ones can reach."""
+        if logits is not None:
+            self.real_score = inception_score(logits, min(10, len(logits)))[0]
+        for metric in metrics:
+            if metric.needs == "logits" and logits is None:
+                raise UserError(
+                    f"expected an extractor with class logits for {metric.name}, got one of "
+                    "features alone: choose another --best-by, such as fid"
+                )
 
-    def extract(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    def extract(self, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Features [N, d] and logits [N, C], on the CPU, of batches of uint8 [B, 3, H, W]."""
         found = extract(self.extractor, batches, self.device)
-        if found.features is None or found.logits is None:
-            raise TypeError("expected an extractor of features and class logits, got no logits")
+        assert found.features is not None
         return found.features, found.logits
 
     def __call__(self, batches: Iterable[Tensor], splits: int = 10) -> dict[str, float]:
         """The scores of batches of generated images, by name."""
         features, logits = self.extract(batches)
-        score, score_std = inception_score(logits, splits)
+        found: dict[str, float] = {}
+        if logits is not None:
+            found["inception_score"], found["inception_score_std"] = inception_score(logits, splits)
         kid, kid_std = kernel_distance(features, self.reference)
-        found = {
-            "inception_score": score,
-            "inception_score_std": score_std,
+        found |= {
             "fid": frechet_distance(features, self.reference),
             "kid": kid,
             "kid_std": kid_std,

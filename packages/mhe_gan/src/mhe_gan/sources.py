@@ -80,7 +80,9 @@ def open_source(
         )
     if (member := image_array(path)) is None:
         found = FeatureSet.load(path)
-        return found if num_images is None else found.subset(num_images, seed)
+        if num_images is None or found.num_images is None:  # of moments there is no part
+            return found
+        return found.subset(num_images, seed)
     return array(path, member, num_images, batch_size, seed)
 
 
@@ -153,7 +155,10 @@ def as_channels_first(shape: tuple[int, ...]) -> tuple[int, ...] | None:
         >>> as_channels_first((60, 32, 28, 3)), as_channels_first((60, 32, 28))
         ((0, 3, 1, 2), (0, 3, 1, 2))
     """
-    if len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3)):
+    if len(shape) == 3:
+        one_image = shape[2] <= 4  # in colour: images are larger than that
+        return None if one_image else (0, 3, 1, 2)
+    if len(shape) == 4 and shape[3] in (1, 3):
         return 0, 3, 1, 2
     return (0, 1, 2, 3) if len(shape) == 4 and shape[1] in (1, 3) else None
 
@@ -172,6 +177,12 @@ def array(
     assert axes is not None
 
     def batches() -> Iterator[Tensor]:
+        try:
+            yield from read()
+        except (zipfile.BadZipFile, RuntimeError, OSError) as error:
+            raise DataError(f"cannot read the images of {file}: {error}") from error
+
+    def read() -> Iterator[Tensor]:
         with zipfile.ZipFile(file) as archive, archive.open(member) as stream:
             header(stream)
             for part in wanted.split(batch_size):

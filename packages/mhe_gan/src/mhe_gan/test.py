@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mhe_core.training.batches import whole_set
+from mhe_core.training.checkpoint import weights_digest
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.files import write_atomically
 from mhe_core.training.processes import make_accelerator
@@ -59,7 +60,7 @@ def build_scorer(
     extractor = load_extractor(scores.feature_extractor, scores.weights)
     real = load_split(config, scores.reference)
     batches = whole_set(real, 100, workers=config.workers, device=device)
-    metrics = [find_metric(config.best_by)]
+    metrics = [find_metric(config.best_by)] if config.score_every is not None else []
     return Scorer(extractor, (pixels for pixels, _ in batches), device=device, metrics=metrics)
 
 
@@ -107,6 +108,7 @@ def described(config: TestConfig, scorer: Scorer) -> dict[str, Any]:
         "seed": config.seed,
         "average": config.average,
         "extractor": describe_extractor(config.feature_extractor),
+        "weights": weights_digest(config.weights or config.feature_extractor),
         "reference": f"{len(scorer.reference)} {config.reference} images",
         "real_inception_score": scorer.real_score,
     }

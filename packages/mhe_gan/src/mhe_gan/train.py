@@ -43,8 +43,6 @@ from mhe_gan.test import build_scorer
 
 __all__ = ["Trainer", "main", "train"]
 
-# A discriminator with so small a loss makes no mistake, and teaches the generator nothing.
-NO_MISTAKE = 1e-3
 COMPARED = 512  # real images, and samples, whose features the collapse alarm compares
 
 
@@ -221,8 +219,9 @@ class Trainer:
         d_loss, d_penalty = means.pop("discriminator_loss"), means.pop("penalty")
         if self.config.ema:
             update_average(self.average, self.generator, self.config.ema, step)
-        counted = (self.steps_without_mistake + 1) * (d_loss < NO_MISTAKE)
-        self.steps_without_mistake = counted
+        if self.loss.no_mistake is not None:
+            perfect = d_loss < self.loss.no_mistake
+            self.steps_without_mistake = (self.steps_without_mistake + 1) * perfect
         return {
             "loss": g_loss + d_loss + g_penalty + d_penalty,
             "generator_loss": g_loss,
@@ -389,8 +388,8 @@ class Trainer:
         due = taken % config.checkpoint_every == 0
         if due and (count := int(self.steps_without_mistake)) >= config.checkpoint_every:
             raise TrainingDiverged(
-                f"the discriminator's loss was below {NO_MISTAKE} for {count} steps up to step "
-                f"{taken}, so that the generator learns nothing; the state before that is "
+                f"the discriminator's loss was below {self.loss.no_mistake} for {count} steps up "
+                f"to step {taken}, so that the generator learns nothing; the state before that is "
                 f"{run.checkpoints / 'previous'} or {run.checkpoints / 'last'}: a lower --lr, "
                 "--spectral-norm or fewer --n-dis may help"
             )

@@ -18,6 +18,7 @@ from mhe_core.training.compare import (
     compare_runs,
     loaded_once,
     paired_difference,
+    seeds_of,
     shown_difference,
     values,
     write_table,
@@ -87,7 +88,7 @@ def compare(config: CompareConfig) -> str:
         for loss, settings in losses.items()
         for name in regularizers
     }
-    seeds = [int(seed) for seed in comma_separated(config.seeds)]
+    seeds = seeds_of(config.seeds)
     load = loaded_once(load_faces)
     comparison = compare_runs(
         lambda run: train(run, load),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from mhe_core.errors import UserError
 from mhe_core.training.images import ImageSet
 
 __all__ = ["StepSampler", "training_batches", "whole_set"]
@@ -39,7 +40,7 @@ class StepSampler(Sampler[list[int]]):
         num_processes: int = 1,
     ) -> None:
         if not num_processes <= batch_size <= num_images:
-            raise ValueError(
+            raise UserError(
                 f"expected a batch size from {num_processes} (processes) to {num_images} "
                 f"(images), got {batch_size}"
             )

@@ -25,6 +25,7 @@ __all__ = [
     "common_columns",
     "compare_runs",
     "loaded_once",
+    "seeds_of",
     "write_table",
 ]
 
@@ -235,6 +236,14 @@ def shown_difference(difference: Mapping[str, float], digits: int) -> str:
         return f"{difference['mean']:+.{digits}f}"
     low, high = difference["low"], difference["high"]
     return f"{difference['mean']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def seeds_of(text: str) -> list[int]:
+    """``"0,1,2"`` as a list; a UserError for what is no number, or repeated."""
+    parts = comma_separated(text)
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"expected --seeds as numbers with commas between, got {text!r}")
+    return [int(part) for part in parts]
 
 
 def comma_separated(text: str) -> list[str]:
