@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from dataclasses import asdict
 
 import pytest
 from mhe_uniformity import bench, cli
@@ -20,7 +21,8 @@ def test_a_cost_is_measured_in_the_table_and_in_the_picture(tmp_path):
         Cost("mgd", 16, 8, 1.0, 9.0, 3.0),
         Cost("mgd", 64, 32, None, None, None),
     ]
-    table = write_table(costs, tmp_path, most_seconds=60)
+    known = {"hardware": "a laptop", "most_seconds": 60, "costs": [asdict(cost) for cost in costs]}
+    table = write_table(known, tmp_path)
     lines = table.splitlines()
     assert lines[0] == "| regularizer | 16×8 | 64×32 |"
     assert lines[2].endswith("| 1.25, 3 MiB |")

@@ -94,9 +94,13 @@ def bench(
             costs.append(cost)
             print(f"{name} {N}×{d}: {_shown(cost) or 'left out'}", flush=True)
     output.mkdir(parents=True, exist_ok=True)
-    table = write_table(costs, output, most_seconds)
-    plot(json.loads((output / "table.json").read_text()), output / "costs.png")
-    return table
+    content = {
+        "hardware": hardware(),
+        "most_seconds": most_seconds,
+        "costs": [asdict(cost) for cost in costs],
+    }
+    plot(content, output / "costs.png")
+    return write_table(content, output)
 
 
 def _expected_seconds(last: Cost, N: int, d: int) -> float:
@@ -135,13 +139,8 @@ def step(regularizer: torch.nn.Module, neurons: Tensor) -> Tensor:
     return slope
 
 
-def write_table(costs: Sequence[Cost], output: Path, most_seconds: float) -> str:
+def write_table(content: Mapping[str, Any], output: Path) -> str:
     """Write ``table.md`` and ``table.json``, and return the former."""
-    content = {
-        "hardware": hardware(),
-        "most_seconds": most_seconds,
-        "costs": [asdict(cost) for cost in costs],
-    }
     write_atomically(output / "table.json", json.dumps(content, indent=2) + "\n")
     table = as_table(content)
     write_atomically(output / "table.md", table)
