@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from importlib.metadata import entry_points
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from mhe_core.training.run import RunError
 from mhe_gan import sources
 from mhe_gan.config import GANConfig
-from mhe_gan.extractors import GROUP, load_extractor
+from mhe_gan.extractors import GROUP, describe_extractor, extractor_digest, load_extractor
 from mhe_gan.features import FeatureSet
 from mhe_gan.frechet import extrapolated_frechet
 from mhe_gan.metrics import METRICS, Metric
@@ -366,6 +367,18 @@ def test_a_run_is_scored_by_features_alone(trained, tmp_path):
     ):
         train(GANConfig(output=tmp_path / "new", **tiny))
     assert train(GANConfig(output=tmp_path / "new", **tiny, best_by="fid"))["fid"] > 0
+
+
+def test_inception_is_the_same_by_its_name_and_by_default(folders, classifiers, tmp_path):
+    run(folders[0], feature_extractor=classifiers[0], save_statistics=tmp_path / "kept.npz")
+    kept = FeatureSet.load(tmp_path / "kept.npz")
+    for given in (None, "inception"):
+        of_inception = replace(
+            kept, extractor=describe_extractor(given), weights=extractor_digest(given, None)
+        )
+        of_inception.save(tmp_path / "inception.npz")
+        for asked in (None, "inception"):
+            assert run(tmp_path / "inception.npz", feature_extractor=asked).num_images == 60
 
 
 def test_statistics_are_those_of_the_same_weights(folders, classifiers, tmp_path):

@@ -25,12 +25,13 @@ from mhe_core.entry_points import (
     matching,
 )
 from mhe_core.errors import UserError
+from mhe_core.training.checkpoint import weights_digest
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-__all__ = ["describe_extractor", "load_extractor"]
+__all__ = ["describe_extractor", "extractor_digest", "load_extractor"]
 
 GROUP = "mhe_gan.feature_extractors"
 KIND = "feature extractor"  # in messages
@@ -61,10 +62,10 @@ def load_extractor(run: Path | str | None = None, weights: Path | None = None) -
         return load_inception(weights) if name == INCEPTION else load_other(name, weights)
     if weights is not None:
         raise UserError("expected --feature-extractor or --weights, got both")
+    offered = [(distribution_of(point), point.name, point) for point in installed(GROUP)]
     parts = name.split(":")
     for cut in range(len(parts), 0, -1):  # NAME, distribution:NAME, or either with :PATH
         entry_name, argument = ":".join(parts[:cut]), ":".join(parts[cut:])
-        offered = ((distribution_of(point), point.name, point) for point in installed(GROUP))
         if matching(entry_name, offered):
             return call(find(entry_name, GROUP, KIND), argument)
     return load_classifier(Path(name))
@@ -75,14 +76,19 @@ def describe_extractor(run: Path | str | None) -> str:
     return "InceptionV3" if run is None or str(run) == INCEPTION else str(run)
 
 
+def extractor_digest(run: Path | str | None, weights: Path | None) -> str:
+    """What tells an extractor from others, whatever its files are called."""
+    return weights_digest(weights or describe_extractor(run))
+
+
 def call(entry: EntryPoint, argument: str) -> nn.Module:
     """What an entry point's function makes, given a path if there is one."""
     factory = load(entry, KIND)
-    if needs_path(entry) and not argument:
+    if not argument and not accepts(factory):
         raise PluginError(
             f"{described(entry, KIND)}: expected a path for it, as {entry.name}:PATH, got none"
         )
-    if argument and not takes_path(factory):
+    if argument and not accepts(factory, Path(argument)):
         raise PluginError(f"{described(entry, KIND)}: it takes no path, got {argument!r}")
     extractor = factory(Path(argument)) if argument else factory()
     if not isinstance(extractor, nn.Module):
@@ -93,19 +99,10 @@ def call(entry: EntryPoint, argument: str) -> nn.Module:
     return extractor
 
 
-def needs_path(entry: EntryPoint) -> bool:
-    """Whether an entry point's function cannot be called without one."""
+def accepts(factory: Callable[..., nn.Module], *arguments: Path) -> bool:
+    """Whether an entry point's function can be called so."""
     try:
-        inspect.signature(load(entry, KIND)).bind()
-    except TypeError:
-        return True
-    return False
-
-
-def takes_path(factory: Callable[..., nn.Module]) -> bool:
-    """Whether an entry point's function can be called with one."""
-    try:
-        inspect.signature(factory).bind(Path())
+        inspect.signature(factory).bind(*arguments)
     except TypeError:
         return False
     return True
@@ -135,7 +132,7 @@ def load_classifier(run: Path) -> nn.Module:
     """The classifier of a run directory, by the package that wrote it."""
     if not run.is_dir():
         raise FileNotFoundError(f"expected the run directory of a classifier, found none at {run}")
-    readers = [entry for entry in installed(GROUP) if needs_path(entry)]
+    readers = [entry for entry in installed(GROUP) if not accepts(load(entry, KIND))]
     if not readers:
         raise UserError(
             f"expected an installed package to read classifiers (an entry point in {GROUP}), found "

@@ -112,7 +112,7 @@ class FeatureSet:
         extractor, weights = (str(arrays.get(k, "")) or None for k in ("extractor", "weights"))
         for name in ("features", "logits", "mu", "sigma"):
             if name in arrays:
-                check_numbers(arrays[name], name, file)
+                check_finite(arrays[name], name, file)
         tensors = {
             name: torch.from_numpy(arrays[name].astype(np.float32))
             for name in ("features", "logits")
@@ -141,7 +141,7 @@ class FeatureSet:
         return cls(None, moments=(mu, sigma), extractor=extractor, weights=weights)
 
 
-def check_numbers(array: np.ndarray, name: str, file: Path) -> None:
+def check_finite(array: np.ndarray, name: str, file: Path) -> None:
     """Raise a StatisticsError for what is no floating-point number, or not a finite one."""
     if array.dtype.kind != "f":
         raise StatisticsError(

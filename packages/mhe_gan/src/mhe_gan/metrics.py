@@ -159,7 +159,10 @@ def polynomial(x: Tensor, y: Tensor) -> Tensor:
 
 
 def of_neighbours(
-    function: Callable[..., Tensor], name: str, fewest: int, highest: float = 1.0
+    function: Callable[[Tensor, Tensor, Tensor], Tensor],
+    name: str,
+    fewest: int,
+    highest: float = 1.0,
 ) -> Metric:
     """A metric of neighbourhoods: its value is that of a resample with every image once."""
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from mhe_core.errors import UserError
-from mhe_core.training.checkpoint import weights_digest
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.compare import comma_separated
 from mhe_core.training.processes import resolve_device
 from torch import nn
 
-from mhe_gan.extractors import describe_extractor, load_extractor
+from mhe_gan.extractors import describe_extractor, extractor_digest, load_extractor
 from mhe_gan.features import FeatureSet, extract
 from mhe_gan.frechet import extrapolated_frechet
 from mhe_gan.metrics import METRICS, NORMAL, Score, find_metric, measure
@@ -180,7 +179,10 @@ def score(config: ScoreCommandConfig) -> Report:
     if config.unbiased:
         if theirs is None:
             raise UserError("expected --reference with --unbiased, got none")
-        scores["fid_unbiased"] = unbiased(ours.features, real, config)
+        fid = scores.get("fid") or measure(
+            METRICS["fid"], ours.features, real, config.resamples, config.seed
+        )
+        scores["fid_unbiased"] = unbiased(ours.features, real, fid, config.seed)
         if (count := ours.features.num_images or 0) < 4 * ours.features.dim:
             notes.append(
                 f"{count} images are few to extrapolate FID from, with {ours.features.dim} "
@@ -222,7 +224,7 @@ def read(
 ) -> Side:
     """The features of one side, computed where they do not come from a file."""
     name = describe_extractor(config.feature_extractor)
-    weights = weights_digest(config.weights or config.feature_extractor or name)
+    weights = extractor_digest(config.feature_extractor, config.weights)
     if isinstance(source, FeatureSet):
         known = source.weights is not None
         if source.weights != weights if known else source.extractor not in (None, name):
@@ -265,10 +267,9 @@ def warnings(ours: Side, theirs: Side | None) -> list[str]:
     return notes
 
 
-def unbiased(ours: FeatureSet, real: FeatureSet, config: ScoreCommandConfig) -> Score:
+def unbiased(ours: FeatureSet, real: FeatureSet, fid: Score, seed: int) -> Score:
     """The extrapolated FID; its interval has the line's error and the images' spread."""
-    value, error = extrapolated_frechet(ours, real, config.seed)
-    fid = measure(METRICS["fid"], ours, real, config.resamples, config.seed)
+    value, error = extrapolated_frechet(ours, real, seed)
     if fid.high is None:
         return Score(value, None, None)
     spread = (fid.high - fid.value) / NORMAL

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from mhe_core.training.batches import whole_set
-from mhe_core.training.checkpoint import weights_digest
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.files import write_atomically
 from mhe_core.training.processes import make_accelerator
@@ -19,7 +18,7 @@ from mhe_core.training.run import saved_config
 
 from mhe_gan.config import GANConfig, ScoreConfig
 from mhe_gan.data import load_split
-from mhe_gan.extractors import describe_extractor, load_extractor
+from mhe_gan.extractors import describe_extractor, extractor_digest, load_extractor
 from mhe_gan.metrics import find_metric
 from mhe_gan.sample import draw_noise, generate, load_generator
 from mhe_gan.scores import Scorer
@@ -108,7 +107,7 @@ def described(config: TestConfig, scorer: Scorer) -> dict[str, Any]:
         "seed": config.seed,
         "average": config.average,
         "extractor": describe_extractor(config.feature_extractor),
-        "weights": weights_digest(config.weights or config.feature_extractor),
+        "weights": extractor_digest(config.feature_extractor, config.weights),
         "reference": f"{len(scorer.reference)} {config.reference} images",
         "real_inception_score": scorer.real_score,
     }
