@@ -3,8 +3,9 @@
 python docs/machinery/gather.py docs/results/NAME.json RUNS ... --command "..." --hardware "..."
 
 RUNS is the --output of a compare command. Of each complete run in it there will be its settings,
-its final figures, and its errors and energies by step; then docs/machinery/results.py redraws the
-page. Runs of one method must have the same settings but for what says where and which seed.
+its final figures (the scores of test.json among them, where a GAN has been scored), and its errors
+and energies by step; then docs/machinery/results.py redraws the page. Runs of one method must have
+the same settings but for what says where and which seed.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from typing import Any
 from mhe_core.training.run import read_config
 
 # Where a run was and from what images; the seed stands with the run's figures.
-PLACES = ("output", "data", "data_dir", "resume", "seed")
+PLACES = ("output", "data", "data_dir", "feature_extractor", "weights", "resume", "seed")
 TIMES = ("step_seconds", "seconds")  # other work ran beside
-CURVES = {"error_at": "test_error", "hidden_above_floor_at": "hidden_above_floor"}
+CURVES = {
+    "error_at": "test_error",
+    "hidden_above_floor_at": "hidden_above_floor",
+    "discriminator_above_floor_at": "discriminator_above_floor",
+}
 CHANCE_LEFT = 0.2
 BASELINE = "none"  # the first of a table is the one compared with
 
@@ -29,11 +34,20 @@ def run_of(path: Path) -> dict[str, Any]:
     """What is kept of one complete run."""
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((path / "summary.json").read_text())
-    return {
+    curves = {name: at_steps(figure, lines) for name, figure in CURVES.items()}
+    found = {
         **{name: figure for name, figure in summary.items() if name not in TIMES},
-        **{name: at_steps(figure, lines) for name, figure in CURVES.items()},
-        f"train_accuracy_above_{CHANCE_LEFT}_from_step": stays_above(CHANCE_LEFT, lines),
+        **scores(path / "test.json"),
+        **{name: curve for name, curve in curves.items() if curve},
     }
+    if any("train_accuracy" in line for line in lines):
+        found[f"train_accuracy_above_{CHANCE_LEFT}_from_step"] = stays_above(CHANCE_LEFT, lines)
+    return found
+
+
+def scores(report: Path) -> dict[str, float]:
+    """The final generator's, of a GAN that has been scored; else none."""
+    return json.loads(report.read_text())["final"] if report.exists() else {}
 
 
 def at_steps(figure: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -84,3 +84,24 @@ def test_runs_are_gathered_beside_those_that_are_there(tmp_path, capsys):
     with pytest.raises(SystemExit, match="other settings than mhe's runs: lr"):
         GATHER["main"]([str(file), str(tmp_path / "3")])
     assert json.loads(file.read_text()) == found
+
+
+def test_the_scores_of_a_gan_are_gathered(tmp_path):
+    path = tmp_path / "gan" / "sn" / "seed0"
+    path.mkdir(parents=True)
+    line = {"step": 10, "loss": 1.5, "discriminator_above_floor": 0.1}
+    (path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (path / "summary.json").write_text(json.dumps({"seed": 0, "steps": 10, "step_seconds": 0.1}))
+    final = {"step": 10, "inception_score": 1.9, "fid": 26.5}
+    (path / "test.json").write_text(json.dumps({"num_samples": 100, "final": final}))
+    config = {"seed": 0, "lr": 2e-4, "feature_extractor": "/where/it/was"}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    file = tmp_path / "results.json"
+    told = ["--command", "mhe-gan compare", "--hardware", "a laptop"]
+    GATHER["main"]([str(file), str(tmp_path / "gan"), *told])
+    method = json.loads(file.read_text())["methods"]["sn"]
+    curve = {"discriminator_above_floor_at": {"10": 0.1}}
+    assert method == {
+        "config": {"lr": 2e-4},
+        "runs": [{"seed": 0, "steps": 10, **final, **curve}],
+    }
