@@ -47,7 +47,7 @@ def run_of(path: Path) -> dict[str, Any]:
 
 def scores(report: Path) -> dict[str, float]:
     """The final generator's, of a GAN that has been scored; else none."""
-    return json.loads(report.read_text())["final"] if report.exists() else {}
+    return json.loads(report.read_text()).get("final", {}) if report.exists() else {}
 
 
 def at_steps(figure: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
