@@ -113,6 +113,23 @@ def test_the_gradient_of_lora_is_that_of_the_product_written_by_hand():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("normed", ["weight_norm", "spectral_norm"])
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
+def test_an_adapter_is_added_to_the_weight_that_the_normed_layer_uses(kind, normed):
+    torch.manual_seed(0)
+    model = Network()
+    getattr(nn.utils.parametrizations, normed)(model.up)
+    if normed == "weight_norm":
+        model.up.parametrizations.weight.original0.data.mul_(torch.linspace(0.2, 3, 12)[:, None])
+    options = {"use_dora": kind == "DoRA", "target_modules": ["up"], "r": 2}
+    model = randomized(peft.get_peft_model(model, peft.LoraConfig(**options))).eval()
+    layer = model.base_model.model.up
+    outputs = layer(torch.eye(8)) - layer(torch.zeros(1, 8))
+    weight = named_weights(model)["up"]
+    torch.testing.assert_close(weight.neurons(), outputs.T, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weight.whole().neurons(), outputs.T, rtol=1e-5, atol=1e-6)
+
+
 def test_disabled_and_merged_adapters_are_the_wrapped_layer():
     model = adapted(CONFIGS["LoRA"]())
     base = model.base_model.model.up.base_layer.weight.clone()

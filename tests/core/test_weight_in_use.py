@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from mhe_core import hyperspherical_energy, neuron_matrix
+from mhe_core import NetworkRegularizer, hyperspherical_energy, neuron_matrix
 from mhe_core.network import named_weights
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -162,6 +162,71 @@ def test_a_rescaling_in_the_middle_of_a_chain_is_applied_without_a_trace():
     assert not all(torch.equal(buffer, vectors[name]) for name, buffer in layer.named_buffers())
 
 
+class Orthonormality(nn.Module):
+    """‖WWᵀ − I‖², for which lengths count; a module without any of a regularizer's attributes."""
+
+    def forward(self, neurons: Tensor) -> Tensor:
+        return (neurons @ neurons.mT - torch.eye(len(neurons), dtype=neurons.dtype)).square().sum()
+
+
+def penalty_of(module: nn.Module, **options: object) -> NetworkRegularizer:
+    """The weight's orthonormality, as a network's penalty."""
+    options |= {"output": None, "output_layer": (), "clip_factor": None}
+    return NetworkRegularizer(nn.Sequential(module), Orthonormality(), **options)
+
+
+class TestLengths:
+    """What depends on lengths sees those of the weight that forward uses."""
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_are_those_in_use(self, kind, training):
+        module = KINDS[kind]().double().train(training)
+        is_convolution = isinstance(module, nn.Conv2d)
+        x = torch.zeros(1, 3, 2, 2) if is_convolution else torch.zeros(1, 6)
+        with torch.no_grad():  # so that a spectral norm is none of the weight's own scale
+            for parameter in module.parameters():
+                parameter.mul_(3.0)
+        regularizer = penalty_of(module)
+        state = copy.deepcopy(module.state_dict())
+        got = regularizer()
+        assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+        want = Orthonormality()(weight_of_forward(module, x.double()))
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        gradients = [torch.autograd.grad(e, parameters, allow_unused=True) for e in (got, want)]
+        for one, other in zip(*gradients, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize(
+        "kind", ["weight norm", "spectral norm", "spectral norm of a weight norm"]
+    )
+    def test_are_those_of_the_attribute(self, kind):
+        module = KINDS[kind]().eval()
+        got = penalty_of(module)()
+        torch.testing.assert_close(got, Orthonormality()(module.weight))
+
+    def test_are_trained_where_the_directions_are_frozen(self):
+        module = KINDS["weight norm"]()
+        module.parametrizations.weight.original1.requires_grad_(False)
+        penalty_of(module)().backward()
+        assert module.parametrizations.weight.original0.grad.abs().min() > 0
+        regularizer = NetworkRegularizer(nn.Sequential(module), output=None, output_layer=())
+        assert not regularizer.terms()  # of directions, all are frozen
+
+    def test_each_part_of_a_split_weight_has_its_own(self):
+        module = KINDS["weight norm"]()
+        regularizer = penalty_of(module, split={"0": [2, 3]})
+        want = sum(Orthonormality()(part) for part in module.weight.split([2, 3]))
+        torch.testing.assert_close(sum(regularizer.terms().values()), want)
+
+    def test_the_scales_belong_to_the_layer(self):
+        regularizer = penalty_of(KINDS["weight norm"]())
+        assert [role.role for role in regularizer.describe()] == ["hidden", "hidden"]
+
+
 class StandardizedLinear(nn.Linear):
     """Somebody's layer, with a weight that only forward knows."""
 
@@ -208,6 +273,15 @@ class TestWeightsThatForwardComputes:
         check_against_forward(
             parametrizations.spectral_norm(StandardizedLinear(6, 5)), torch.zeros(1, 6)
         )
+
+    def test_a_forward_in_which_lengths_count_has_the_rescaled_weight(self):
+        class WithIdentity(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                weight = self.weight + torch.eye(5, 6).to(x.dtype)
+                return nn.functional.linear(x, weight, self.bias)
+
+        for normed in (parametrizations.spectral_norm, parametrizations.weight_norm):
+            check_against_forward(normed(WithIdentity(6, 5)), torch.zeros(1, 6))
 
     def test_a_forward_that_changes_the_module_is_run_on_a_copy(self):
         layer = MaskedConv(3, 8, 2)

@@ -50,7 +50,7 @@ def adapter_weights(
     if name not in weights:
         return weights
     steps = [step_of(module, adapter) for adapter in adapters]
-    weight = weights[name]
+    weight = weights[name].whole()  # what the adapter adds is to be seen beside its lengths
     if outdated(module):
         problem = f"adapters of PEFT before {'.'.join(map(str, LEAST_PEFT))} are not known"
         weights[name] = replace(weight, problem=problem)

@@ -3,14 +3,16 @@
 Parametrizations, pruning masks and weights that forward itself computes (such as weight
 standardization) are computed as forward does, without changing the module: its buffers are copied
 before anything runs. What only scales the whole weight, or neurons by positive factors, leaves the
-directions as they are and is passed over.
+directions as they are: it is passed over where only these are wanted.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CONVOLUTIONS", "tensor_names", "weight_in_use"]
+__all__ = ["CONVOLUTIONS", "Computed", "tensor_names", "weight_in_use"]
 
 CONVOLUTIONS = (
     nn.Conv1d,
@@ -30,7 +32,22 @@ CONVOLUTIONS = (
 )
 
 Read = Callable[[], Tensor]
-Computed = tuple[tuple[Tensor, ...], Read]  # what from, and how
+
+
+class Computed(NamedTuple):
+    """What a weight is computed from, and how.
+
+    Attributes:
+        sources: the tensors that the neurons' directions are computed from.
+        read: returns the weight, with neurons of any lengths that have the lengths' signs.
+        scales: the tensors that only the lengths are computed from, too.
+        read_whole: returns the weight with its lengths; None where ``read`` does.
+    """
+
+    sources: tuple[Tensor, ...]
+    read: Read
+    scales: tuple[Tensor, ...] = ()
+    read_whole: Read | None = None
 
 
 def tensor_names(module: nn.Module) -> list[str]:
@@ -54,7 +71,7 @@ def _has_weight(module: nn.Module) -> bool:
 
 
 def weight_in_use(module: nn.Module, name: str = "weight", neuron_dim: int = 0) -> Computed | None:
-    """What the directions of a module's neurons are computed from, and how.
+    """What a module's neurons are computed from, and how.
 
     Args:
         module: the module.
@@ -62,14 +79,13 @@ def weight_in_use(module: nn.Module, name: str = "weight", neuron_dim: int = 0) 
         neuron_dim: the dimension of that tensor that counts neurons.
 
     Returns:
-        The source tensors, and a function that returns the weight in use, of any lengths of the
-        neurons that have their signs; None if the module has no such tensor.
+        How to compute it; None if the module has no such tensor.
     """
     stored = _stored(module, name, neuron_dim)
     if stored is None or name != "weight" or not _has_own_forward(module):
         return stored
-    sources, read = stored
-    return sources, lambda: _handed_over(module, read())
+    whole = stored.read_whole or stored.read  # what forward does may depend on the lengths
+    return Computed((*stored.sources, *stored.scales), lambda: _handed_over(module, whole()))
 
 
 def _stored(module: nn.Module, name: str, neuron_dim: int) -> Computed | None:
@@ -81,9 +97,11 @@ def _stored(module: nn.Module, name: str, neuron_dim: int) -> Computed | None:
     if original is not None:
         mask = module._buffers.get(f"{name}_mask")
         if mask is not None:  # torch.nn.utils.prune
-            return (original,), lambda: original * mask
-        if _hook(module, name, kind="SpectralNorm"):
-            return (original,), lambda: original
+            return Computed((original,), lambda: original * mask)
+        hook = _hook(module, name, kind="SpectralNorm")
+        if hook is not None:
+            read_whole = partial(_spectral_normed, module, hook)
+            return Computed((original,), lambda: original, read_whole=read_whole)
     hook = _hook(module, name, kind="WeightNorm")
     if hook is not None:  # of torch.nn.utils.weight_norm
         length, direction = (getattr(module, f"{name}_{suffix}") for suffix in "gv")
@@ -91,7 +109,7 @@ def _stored(module: nn.Module, name: str, neuron_dim: int) -> Computed | None:
             length, direction, hook.dim, neuron_dim, lambda: hook.compute_weight(module)
         )
     tensor = getattr(module, name, None)
-    return ((tensor,), lambda: tensor) if isinstance(tensor, Tensor) else None
+    return Computed((tensor,), lambda: tensor) if isinstance(tensor, Tensor) else None
 
 
 def _hook(module: nn.Module, name: str | None = None, *, kind: str) -> Any:
@@ -103,35 +121,49 @@ def _hook(module: nn.Module, name: str | None = None, *, kind: str) -> Any:
 
 
 def _parametrized(chain: Any, neuron_dim: int) -> Computed:
-    """Of a ParametrizationList, without the rescalings at its end."""
-    steps = list(chain)
+    """Of a ParametrizationList; of the directions without the rescalings at its end."""
+    steps = every_step = list(chain)
     while steps and _is_torchs(steps[-1], "_SpectralNorm"):
-        steps.pop()
+        steps = steps[:-1]
     if hasattr(chain, "original"):
         originals = [chain.original]
     else:
         originals = [getattr(chain, f"original{k}") for k in range(chain.ntensors)]
 
-    def compute() -> Tensor:
+    def compute(steps: list[nn.Module]) -> Tensor:
         value: Tensor = _unchanged(steps[0], *originals) if steps else originals[0]
         for step in steps[1:]:
             value = _unchanged(step, value)
         return value
 
+    whole = partial(compute, every_step)
     if len(steps) == 1 and _is_torchs(steps[0], "_WeightNorm"):
         length, direction = originals
-        return _weight_normed(length, direction, steps[0].dim, neuron_dim, compute)
+        return _weight_normed(length, direction, steps[0].dim, neuron_dim, whole)
     parameters = [p for step in steps for p in step.parameters()]
-    return (*originals, *parameters), compute
+    rescaled = len(steps) < len(every_step)
+    return Computed(
+        (*originals, *parameters), partial(compute, steps), read_whole=whole if rescaled else None
+    )
 
 
 def _weight_normed(
-    length: Tensor, direction: Tensor, dim: int, neuron_dim: int, compute: Read
+    length: Tensor, direction: Tensor, dim: int, neuron_dim: int, whole: Read
 ) -> Computed:
     """Weight norm by neuron, or of all: the direction, turned where the length is negative."""
     if dim in (neuron_dim, neuron_dim - direction.ndim, -1):
-        return (direction,), lambda: direction * length.detach().sign()
-    return (length, direction), compute
+        return Computed((direction,), lambda: direction * length.detach().sign(), (length,), whole)
+    return Computed((length, direction), whole)
+
+
+def _spectral_normed(module: nn.Module, hook: Any) -> Tensor:
+    """By the hook of torch.nn.utils.spectral_norm, on copies of the vectors that it moves."""
+    held = {f"{hook.name}_{suffix}": getattr(module, f"{hook.name}_{suffix}") for suffix in "uv"}
+    copies = {name: vector.clone() for name, vector in held.items()}
+    original = f"{hook.name}_orig"
+    stand_in = SimpleNamespace(**{original: getattr(module, original)}, **copies)
+    weight: Tensor = hook.compute_weight(stand_in, do_power_iteration=module.training)
+    return weight
 
 
 def _is_torchs(step: nn.Module, name: str) -> bool:

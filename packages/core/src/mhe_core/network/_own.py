@@ -35,19 +35,20 @@ def own_weights(module: nn.Module) -> dict[str, Weight]:
         found = weight_in_use(module, name, use.neuron_dim)
         if found is None:
             continue
-        sources, read = found
-        dimensions = {source.ndim >= 2 for source in sources}
+        dimensions = {source.ndim >= 2 for source in found.sources}
         if dimensions == {False}:
             continue
         parametrizations = module._modules.get("parametrizations")
         weight = Weight(
             module,
-            sources,
-            read,
+            found.sources,
+            found.read,
             orient=use.orient,
             usual=use.usual,
             replaces=() if parametrizations is None else (parametrizations,),
-            problem=problem_of(sources[0]),
+            problem=problem_of(found.sources[0]),
+            scales=found.scales,
+            read_whole=found.read_whole,
         )
         if dimensions == {True} or _dimensions(weight) >= 2:
             weights[name] = weight

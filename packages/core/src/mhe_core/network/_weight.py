@@ -29,12 +29,16 @@ class Weight:
         module: that holds it; of an adapter, the module inside.
         sources: the tensors that the neurons' directions are computed from.
         read: returns the weight in use, in the layout that the module stores, differentiable with
-            respect to ``sources``. It must not change the module.
+            respect to ``sources``. It must not change the module. With ``read_whole``, only the
+            neurons' directions have to be those in use.
         orient: from that layout to neurons ``[N, d]`` or ``[groups, N / groups, d]``.
         usual: whether a network's regularizer covers it without being asked to: weights that
             multiply the layer's input, but no embeddings, and no parameters of unknown use.
         replaces: modules that are parts of this weight, and hold no layers of their own.
         problem: why it cannot be read, where it cannot: a sentence for messages.
+        scales: tensors beside ``sources`` that only the neurons' lengths are computed from.
+        read_whole: returns the weight with the neurons' lengths, too, differentiable with respect
+            to ``sources`` and ``scales``; None where ``read`` does.
     """
 
     module: nn.Module
@@ -44,6 +48,8 @@ class Weight:
     usual: bool = False
     replaces: tuple[nn.Module, ...] = ()
     problem: str | None = None
+    scales: tuple[Tensor, ...] = ()
+    read_whole: Callable[[], Tensor] | None = None
     _part: Hashable = field(default=None, repr=False)
 
     @property
@@ -55,6 +61,13 @@ class Weight:
     def identity(self) -> Hashable:
         """Equal for weights that are one and the same: tied layers count once."""
         return (self._part, *map(id, self.sources))
+
+    def whole(self) -> Weight:
+        """The same with neurons of the lengths in use; a weight norm or spectral norm costs."""
+        if self.read_whole is None:
+            return self
+        sources = (*self.sources, *self.scales)
+        return replace(self, sources=sources, read=self.read_whole, scales=(), read_whole=None)
 
     def neurons(self) -> Tensor:
         """Neurons as rows: ``[N, d]``, or ``[groups, N / groups, d]``; differentiable.

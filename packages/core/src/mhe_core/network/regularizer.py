@@ -58,7 +58,8 @@ class NetworkRegularizer(nn.Module):
     convolution is the mean over its groups. Left out are layers with fewer than two neurons (in a
     group), all but one of the layers that share a weight, and frozen layers for as long as they
     are (``requires_grad`` is False): their energy is a constant. Weights are read anew at each
-    call, as the network uses them, see :func:`neuron_matrix`.
+    call, as the network uses them, see :func:`neuron_matrix`; with the neurons' lengths, such as
+    those of a weight or spectral norm, where the regularizer depends on these.
 
     Left out, too, unless ``include`` or ``output_layer`` names them, are layers whose neurons
     cannot be spread: those of one dimension d, and those with s ≥ d − 1, where the energy of random
@@ -262,7 +263,10 @@ class NetworkRegularizer(nn.Module):
         return self._held[0]
 
     def _weight(self, name: str) -> Weight:
-        return weight_at(self._model, name, split=self._split)
+        """A covered layer's weight, as far as its regularizer depends on it."""
+        weight = weight_at(self._model, name, split=self._split)
+        regularizer = self.regularizers[key(name)]
+        return weight.whole() if getattr(regularizer, "depends_on_lengths", True) else weight
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": (), "group": None, "_last": None}
@@ -321,6 +325,7 @@ class NetworkRegularizer(nn.Module):
         """
         model = self._model
         weights = named_weights(model, split=self._split)
+        weights |= {name: self._weight(name) for name in self._names}
         covered = {n: "output" if n in self._outputs else "hidden" for n in self._names}
         reasons = {
             name: weight.problem or f"{type(weight.module).__name__}, which include= covers"
