@@ -64,3 +64,16 @@ def test_transforms():
     slope = torch.func.grad(lambda w: products_with_directions(features, w).square().sum())(weight)
     expected = torch.func.grad(lambda w: defined(features, w).square().sum())(weight)
     torch.testing.assert_close(slope, expected)
+
+
+def test_a_backward_pass_under_autocast_has_float32_products():
+    torch.manual_seed(0)
+    found = []
+    start = torch.randn(6, 5), torch.randn(4, 5)
+    for enabled in (False, True):
+        features, weight = (x.clone().requires_grad_() for x in start)
+        products = products_with_directions(features, weight)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(torch.autograd.grad(products.square().sum(), (features, weight)))
+    for outside, under in zip(*found, strict=True):
+        assert torch.equal(outside, under)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from mhe_core import NetworkRegularizer, neuron_matrix
+from mhe_core.autocast import without_autocast
 from mhe_core.diagnostics.bounds import lower_bound
 from mhe_core.errors import users_request
 from mhe_core.training.clipping import clip_gradients
@@ -289,7 +290,7 @@ class Trainer:
         if (self.taken - 1) % self.config.r1_every:
             return torch.zeros((), device=real.device)
         self.discriminator.eval()
-        with torch.autocast(real.device.type, enabled=False):
+        with without_autocast(real.device):
             penalty = gradient_penalty(self.discriminator, real.float(), *classes)
         self.discriminator.train()
         return penalty

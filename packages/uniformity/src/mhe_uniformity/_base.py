@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from mhe_core import Regularizer
+from mhe_core.autocast import without_autocast
 from mhe_core.energy.rows import working_copy
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class Published(Regularizer):
             ValueError: if they are not rows of the dimension that the regularizer was made for.
         """
         check_neurons(neurons, self.dim)
-        with torch.autocast(neurons.device.type, enabled=False):
+        with without_autocast(neurons.device):
             x = self.prepared(neurons)
             if x.ndim == 2:  # not unbound, which would copy the gradient
                 return self.loss(x)

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from mhe_core.autocast import without_autocast
 from mhe_core.diagnostics import inspect
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -92,7 +93,7 @@ class Rotation(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with its neurons rotated."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight.device):
             rows = self._to_rows(weight).to(self.angles.dtype)
             blocks, size = len(self.angles), self.block_size
             padded = pad(rows, (0, blocks * size - self.dim)).unflatten(-1, (blocks, size))

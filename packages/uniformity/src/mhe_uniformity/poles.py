@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from mhe_core.autocast import without_autocast
 from mhe_core.energy.rows import directions
 from torch import Tensor
 
@@ -107,7 +108,7 @@ class Polar(Seeded):
         check_neurons(neurons, self.dim)
         super().update(neurons, lr)
         self.momentum = self.momentum.to(self.poles.dtype)  # should the poles have been replaced
-        with torch.autocast(neurons.device.type, enabled=False):
+        with without_autocast(neurons.device):
             x = neurons.detach().to(torch.promote_types(neurons.dtype, torch.float32))
             matrices = [self.on_sphere(matrix) for matrix in x.reshape(-1, *x.shape[-2:])]
             for _ in range(self.inner_steps):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mhe_core.autocast import without_autocast
 from mhe_core.autograd_functions import signature_kept
 from mhe_core.eager import opaque_operator
 from mhe_core.energy import _tiles
@@ -86,17 +87,19 @@ class _TiledEnergy(torch.autograd.Function):
         if grad_output is None:
             return None, *nothing
         if torch.is_grad_enabled():  # a second derivative will be wanted
-            return _defined_gradient(ctx, neurons, grad_output), *nothing
-        if ctx.rows:
-            _, gradient = _tiles.value_and_gradient(
-                neurons, ctx.anchors, ctx.pair, True, rows=True, weights=grad_output
-            )
-            return in_range_of(gradient, neurons.dtype), *nothing
+            with without_autocast(neurons.device):
+                return _defined_gradient(ctx, neurons, grad_output), *nothing
         # Taken, not kept, so that it can be scaled in place; should this pass be repeated, the
         # gradient is computed again.
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
-            _, gradient = _tiles.value_and_gradient(neurons, ctx.anchors, ctx.pair, True, ctx.share)
+            weights = grad_output if ctx.rows else None
+            with without_autocast(neurons.device):
+                _, gradient = _tiles.value_and_gradient(
+                    neurons, ctx.anchors, ctx.pair, True, ctx.share, rows=ctx.rows, weights=weights
+                )
+            if ctx.rows:
+                return in_range_of(gradient, neurons.dtype), *nothing
         gradient = scaled(gradient, grad_output[..., None, None])
         return in_range_of(gradient, neurons.dtype), *nothing
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from mhe_core.autocast import without_autocast
 from mhe_core.energy._autograd import tiled_energy
 from mhe_core.energy._ring import ring_energy
 from mhe_core.energy._waits import asked_once
@@ -105,7 +106,7 @@ def hyperspherical_energy(
     if anchors is not None:
         check_anchors(anchors, neurons.shape[-2])
     pair = PairPotential(potential, half_space)
-    with torch.autocast(neurons.device.type, enabled=False):
+    with without_autocast(neurons.device):
         energy = tiled_energy(neurons, anchors, pair, rows=reduction == "none")
         return energy * pair.number_of_pairs(neurons.shape[-2]) if reduction == "sum" else energy
 
@@ -162,7 +163,7 @@ def sharded_hyperspherical_energy(
         raise ValueError(f"expected local_rows as [N_r, d], got {list(local_rows.shape)}")
     pair = PairPotential(potential, half_space)
     alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1
-    with torch.autocast(local_rows.device.type, enabled=False):
+    with without_autocast(local_rows.device):
         if alone:
             return tiled_energy(local_rows, None, pair)
         return ring_energy(local_rows, pair, group)
@@ -173,7 +174,7 @@ def share_of_energy(neurons: Tensor, pair: PairPotential, rank: int, processes: 
 
     The parts, and their gradients, add up to the energy of ``[..., N, d]`` and its gradient.
     """
-    with torch.autocast(neurons.device.type, enabled=False):
+    with without_autocast(neurons.device):
         return tiled_energy(neurons, None, pair, (rank, processes))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mhe_core.autocast import without_autocast
 from mhe_core.autograd_functions import signature_kept
 from mhe_core.energy.pair_potential import PairPotential
 from mhe_core.energy.potential_base import NEAR
@@ -103,8 +104,9 @@ class _MeasuredPairs(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor, Tensor]:
         near, u, v = ctx.saved_tensors
         g = 2 * grad_output.masked_fill(~near, 0.0)
-        du = g.sum(-1).unsqueeze(-1) * u + g @ v
-        dv = g.sum(-2).unsqueeze(-1) * v + g.mT @ u
+        with without_autocast(u.device):
+            du = g.sum(-1).unsqueeze(-1) * u + g @ v
+            dv = g.sum(-2).unsqueeze(-1) * v + g.mT @ u
         return None, du, dv
 
     @staticmethod

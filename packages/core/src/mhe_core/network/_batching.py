@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from mhe_core.autocast import without_autocast
 from mhe_core.energy import Potential, hyperspherical_energy
 from mhe_core.energy.functional import asked_once
 from mhe_core.energy.pair_potential import PairPotential
@@ -194,7 +195,7 @@ def called(layer: Layer, neurons: Tensor) -> Tensor:
     """What the regularizer returns for the layer's neurons."""
     compiling = torch.compiler.is_compiling()  # which has no words for what goes wrong
     blame = nullcontext() if compiling else blamed(layer)
-    with torch.autocast(neurons.device.type, enabled=False), blame:
+    with without_autocast(neurons.device), blame:
         chosen = () if layer.anchors is None else (layer.anchors,)
         parts = arguments(layer, working_copy(neurons))
         energies = [layer.regularizer(x, *chosen) for x in parts]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mhe_core.autocast import without_autocast
+
 __all__ = ["Orientation", "Weight", "as_rows", "dense"]
 
 Orientation = Callable[[Tensor], Tensor]
@@ -72,12 +74,15 @@ class Weight:
     def neurons(self) -> Tensor:
         """Neurons as rows: ``[N, d]``, or ``[groups, N / groups, d]``; differentiable.
 
+        Under autocast, too, products are computed in the sources' dtype.
+
         Raises:
             TypeError: if the weight cannot be read; the message says why.
         """
         if self.problem is not None:
             raise TypeError(f"expected a weight that can be read: {self.problem}")
-        neurons = self.orient(dense(self.read()))
+        with without_autocast(self.sources[0].device):
+            neurons = self.orient(dense(self.read()))
         return neurons.squeeze(0) if neurons.ndim == 3 and len(neurons) == 1 else neurons
 
     def parts(self, sizes: int | Sequence[int]) -> list[Weight]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mhe_core.autocast import without_autocast
 from mhe_core.eager import eagerly
 from mhe_core.energy.rows import waits_are_dear, working_copy
 from mhe_core.network._anchors import Anchors
@@ -463,7 +464,7 @@ class NetworkRegularizer(nn.Module):
             agree = getattr(layer.regularizer, "agree", None)
             if agree is not None:
                 agree(self.group, alone=not self.share_work and self.group is None)
-            with torch.autocast(neurons.device.type, enabled=False), blamed(layer):
+            with without_autocast(neurons.device), blamed(layer):
                 for part in arguments(layer, working_copy(neurons)):
                     update(part, lr)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from mhe_core.autocast import without_autocast
 from mhe_core.eager import opaque_operator
 from mhe_core.energy.conventions import ConventionName
 from mhe_core.energy.distances import DistanceName
@@ -95,7 +96,7 @@ class CoMHE(MHE):
         self.check_dim(neurons)
         if not torch.compiler.is_compiling():
             self._warn_if_never_updated()
-        with torch.autocast(neurons.device.type, enabled=False):
+        with without_autocast(neurons.device):
             return self.compress(neurons, self.projection)
 
     @property
@@ -146,7 +147,7 @@ class CoMHE(MHE):
             return
         self.check_dim(neurons)
         self.agree()
-        with torch.autocast(neurons.device.type, enabled=False):
+        with without_autocast(neurons.device):
             self.advance(working_copy(neurons.detach()), self.projection, lr)
 
     def reset_parameters(self) -> None:

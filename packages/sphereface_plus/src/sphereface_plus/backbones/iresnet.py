@@ -7,7 +7,7 @@ norm whose weight is frozen at 1. Layout and initial weights: arcface_torch (com
 
 from __future__ import annotations
 
-import torch
+from mhe_core.autocast import without_autocast
 from torch import Tensor, nn
 
 __all__ = ["IRESNETS", "IResNet"]
@@ -64,7 +64,7 @@ class IResNet(nn.Module):
         x = self.prelu(self.bn1(self.conv1(images)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = self.bn2(x).flatten(1)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return self.features(self.fc(x.to(self.fc.weight.dtype)))
 
 

@@ -6,7 +6,7 @@ Depth-wise separable convolutions (MobileFaceNet, Chen et al., CCBR 2018, arXiv 
 
 from __future__ import annotations
 
-import torch
+from mhe_core.autocast import without_autocast
 from torch import Tensor, nn
 
 __all__ = ["MOBILEFACENETS", "MobileFaceNet"]
@@ -68,7 +68,7 @@ class MobileFaceNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [B, dim] of images [B, 3, height, width]; the last layers in float32."""
         x = self.layers(images)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x = x.to(next(self.conv_sep.parameters()).dtype)
             return self.features(self.conv_sep(x))
 

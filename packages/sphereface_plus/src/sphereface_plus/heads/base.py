@@ -8,6 +8,7 @@ from numbers import Integral
 
 import torch
 import torch.distributed as dist
+from mhe_core.autocast import without_autocast
 from mhe_core.errors import UserError
 from torch import Tensor, nn
 from torch.nn import functional
@@ -68,7 +69,7 @@ class Head(nn.Module):
             ValueError: if the shapes do not fit, or a label is not a class.
         """
         check_batch(features, labels, self.dim, self.num_classes)
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             x = features.to(torch.promote_types(features.dtype, torch.float32))
             return self.loss(x, labels)
 

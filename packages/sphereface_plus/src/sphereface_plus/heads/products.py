@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mhe_core.autocast import without_autocast
 from mhe_core.autograd_functions import signature_kept
 from torch import Tensor
 
@@ -71,6 +72,12 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        with without_autocast(gradient.device):
+            return _Products.gradients(ctx, gradient)
+
+    @staticmethod
+    def gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """With respect to the features and the class vectors."""
         features, weight, products, inverse, short = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative will be wanted
             found: Any = torch.func.vjp(defined, features, weight)

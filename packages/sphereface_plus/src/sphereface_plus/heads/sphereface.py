@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from mhe_core.autocast import without_autocast
 from mhe_core.errors import UserError
 from torch import Tensor
 
@@ -207,7 +208,7 @@ class SphereFaceHead(Head):
 
         With ``weight``, of these class vectors in place of all.
         """
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             x = features.to(torch.promote_types(features.dtype, torch.float32))
             weight = (self.weight if weight is None else weight).to(x.dtype)
             if self.variant == "softmax":
