@@ -5,6 +5,8 @@ Run in several processes, this file is the program whose processes save what the
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import pytest
 import torch
 from mhe_core import NetworkRegularizer, hyperspherical_energy, sharded_hyperspherical_energy
 from support.forks import run_processes
-from support.versions import FIRST_TORCH
+from support.versions import FIRST_TORCH, fsdp2
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.utils import parametrizations, parametrize, prune
 
 COMHE = {"projection_dim": 3, "seed": 0}
 CASES = {
@@ -23,6 +26,11 @@ CASES = {
     "comhe_random": {"hidden": "comhe_random", "hidden_options": COMHE},
     "not shared": {"hidden": "half_mhe", "share_work": False},
 }
+# Of layers whose weight is computed: without lengths and with them.
+COMPUTED_CASES = {
+    "directions": {"hidden": "half_mhe"},
+    "lengths": {"hidden": "half_mhe", "hidden_options": {"convention": "released_code"}},
+}
 HOW = ("tensor parallel", *([] if FIRST_TORCH else ["FSDP2"]))
 
 
@@ -30,6 +38,73 @@ def build() -> nn.Sequential:
     torch.manual_seed(0)
     layers = [nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)]
     return nn.Sequential(*layers)
+
+
+class Standardized(nn.Linear):
+    """A weight that only forward knows."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.linspace(1, 2, sizes[1]).unsqueeze(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.gain * (self.weight - self.weight.mean(1, keepdim=True))
+        return nn.functional.linear(x, weight, self.bias)
+
+
+class LowRankUpdate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.a = nn.Parameter(torch.randn(12, 2)), nn.Parameter(torch.randn(2, 6))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.b @ self.a
+
+
+# The first layer, by what computes its weight; small, so that lengths count.
+COMPUTED = {
+    "weight norm": parametrizations.weight_norm,
+    "weight norm by input": lambda layer: parametrizations.weight_norm(layer, dim=1),
+    "spectral norm": parametrizations.spectral_norm,
+    "both": lambda layer: parametrizations.spectral_norm(parametrizations.weight_norm(layer)),
+    "orthogonal": parametrizations.orthogonal,
+    "low-rank update": lambda layer: parametrize.register_parametrization(
+        layer, "weight", LowRankUpdate()
+    ),
+    "pruned": lambda layer: prune.random_unstructured(layer, "weight", 0.3),
+    "standardized": lambda _: Standardized(6, 12),
+    "standardized weight norm": lambda _: parametrizations.weight_norm(Standardized(6, 12)),
+    "LoRA": lambda layer: with_lora(layer),
+    "DoRA": lambda layer: with_lora(layer, use_dora=True),
+}
+
+
+def with_lora(layer: nn.Module, **options: bool) -> nn.Module:
+    """The layer with an adapter that changes something."""
+    import peft
+
+    holder = nn.ModuleDict({"layer": layer})
+    config = peft.LoraConfig(target_modules=["layer"], r=2, **options)
+    adapted = peft.get_peft_model(holder, config).base_model.model["layer"]
+    with torch.no_grad():
+        adapted.lora_B["default"].weight.normal_()
+    return adapted
+
+
+def computed(kind: str) -> nn.Sequential:
+    model = build()
+    with torch.no_grad():
+        model[0].weight.mul_(0.1)
+    model[0] = COMPUTED[kind](model[0])
+    return model
+
+
+def sharded_computed(kind: str) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    model = computed(kind)
+    fully_shard(model[0])
+    return fully_shard(model)
 
 
 def sharded(how: str) -> nn.Module:
@@ -51,7 +126,7 @@ def sharded(how: str) -> nn.Module:
 
 def steps(model: nn.Module, case: str) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Values of the penalty and the weights' last gradients, of three steps of training."""
-    regularizer = NetworkRegularizer(model, **CASES[case])
+    regularizer = NetworkRegularizer(model, **(CASES | COMPUTED_CASES)[case])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     values = []
     for _ in range(3):
@@ -86,10 +161,18 @@ def energies_of_a_dtensor() -> dict[str, object]:
     return found
 
 
+def has_peft() -> bool:
+    return importlib.util.find_spec("peft") is not None
+
+
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     found = {(how, case): steps(sharded(how), case) for how in HOW for case in CASES}
+    if not FIRST_TORCH:
+        kinds = [k for k in COMPUTED if has_peft() or "oRA" not in k]
+        for kind, case in itertools.product(kinds, COMPUTED_CASES):
+            found[kind, case] = steps(sharded_computed(kind), case)
     torch.save(found | energies_of_a_dtensor(), Path(folder) / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
@@ -106,6 +189,18 @@ def found(tmp_path_factory):
 def test_training_has_the_values_and_gradients_of_one_process(found, how, case):
     values, gradients = steps(build(), case)
     for got in (each[how, case] for each in found):
+        torch.testing.assert_close(got[0], values, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got[1], gradients, rtol=1e-5, atol=1e-6)
+
+
+@fsdp2
+@pytest.mark.parametrize("case", COMPUTED_CASES)
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_weights_that_are_computed_from_shards_are_those_of_one_process(found, kind, case):
+    if "oRA" in kind:
+        pytest.importorskip("peft")
+    values, gradients = steps(computed(kind), case)
+    for got in (each[kind, case] for each in found):
         torch.testing.assert_close(got[0], values, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(got[1], gradients, rtol=1e-5, atol=1e-6)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mhe_core.network._weight import Weight, dense
+from mhe_core.network._weight import Weight, dense, gathered
 
 __all__ = ["adapter_weights"]
 
@@ -49,26 +49,42 @@ def adapter_weights(
         weights["out_proj"] = replace(out["weight"], replaces=children)
     if name not in weights:
         return weights
-    steps = [step_of(module, adapter) for adapter in adapters]
     weight = weights[name].whole()  # what the adapter adds is to be seen beside its lengths
     if outdated(module):
         problem = f"adapters of PEFT before {'.'.join(map(str, LEAST_PEFT))} are not known"
         weights[name] = replace(weight, problem=problem)
         return weights
-    if None in steps:
+    if any(step_of(module, adapter) is None for adapter in adapters):
         kind = f"{type(module).__module__}.{type(module).__name__}"
         weights[name] = replace(weight, problem=f"what the adapter {kind} does is not known")
         return weights
-    own = (p for a in adapters for p in adapter_parameters(module, a))
+    own = [p for a in adapters for p in adapter_parameters(module, a)]
 
     def effective() -> Tensor:
         value = dense(weight.read())
-        for step in steps:
-            value = step(value)  # type: ignore[misc]
+        sharded = {id(p) for p in own if hasattr(p, "full_tensor")}
+        named = module.named_parameters() if sharded else ()
+        whole = {f"layer.{name}": gathered(p) for name, p in named if id(p) in sharded}
+        for adapter in adapters:
+            step = _Step(module, adapter)
+            value = functional_call(step, whole, (value,)) if whole else step(value)
         return value
 
     weights[name] = replace(weight, sources=(*weight.sources, *own), read=effective)
     return weights
+
+
+class _Step(nn.Module):
+    """What an adapter does to the weight, as a module, whose tensors others can stand in for."""
+
+    def __init__(self, layer: nn.Module, adapter: str) -> None:
+        super().__init__()
+        self.layer, self.adapter = layer, adapter
+
+    def forward(self, weight: Tensor) -> Tensor:
+        step = step_of(self.layer, self.adapter)
+        assert step is not None  # otherwise the weight has a problem, and is not read
+        return step(weight)
 
 
 def outdated(module: nn.Module) -> bool:

@@ -3,7 +3,8 @@
 Parametrizations, pruning masks and weights that forward itself computes (such as weight
 standardization) are computed as forward does, without changing the module: its buffers are copied
 before anything runs. What only scales the whole weight, or neurons by positive factors, leaves the
-directions as they are: it is passed over where only these are wanted.
+directions as they are: it is passed over where only these are wanted. What is sharded over
+processes is gathered before anything is computed from it, as few such computations know shards.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
+
+from mhe_core.network._weight import gathered
 
 __all__ = ["CONVOLUTIONS", "Computed", "tensor_names", "weight_in_use"]
 
@@ -85,7 +88,8 @@ def weight_in_use(module: nn.Module, name: str = "weight", neuron_dim: int = 0) 
     if stored is None or name != "weight" or not _has_own_forward(module):
         return stored
     whole = stored.read_whole or stored.read  # what forward does may depend on the lengths
-    return Computed((*stored.sources, *stored.scales), lambda: _handed_over(module, whole()))
+    sources = (*stored.sources, *stored.scales)
+    return Computed(sources, lambda: _handed_over(module, gathered(whole())))
 
 
 def _stored(module: nn.Module, name: str, neuron_dim: int) -> Computed | None:
@@ -97,17 +101,24 @@ def _stored(module: nn.Module, name: str, neuron_dim: int) -> Computed | None:
     if original is not None:
         mask = module._buffers.get(f"{name}_mask")
         if mask is not None:  # torch.nn.utils.prune
-            return Computed((original,), lambda: original * mask)
+            return Computed((original,), lambda: gathered(original) * mask)
         hook = _hook(module, name, kind="SpectralNorm")
         if hook is not None:
-            read_whole = partial(_spectral_normed, module, hook)
-            return Computed((original,), lambda: original, read_whole=read_whole)
+
+            def spectral_normed() -> Tensor:  # on copies of the vectors, which it moves
+                u, v = (getattr(module, f"{name}_{suffix}").clone() for suffix in "uv")
+                tensors = {"orig": gathered(original), "u": u, "v": v}
+                return _by_hook(hook, tensors, do_power_iteration=module.training)
+
+            return Computed((original,), lambda: original, read_whole=spectral_normed)
     hook = _hook(module, name, kind="WeightNorm")
     if hook is not None:  # of torch.nn.utils.weight_norm
         length, direction = (getattr(module, f"{name}_{suffix}") for suffix in "gv")
-        return _weight_normed(
-            length, direction, hook.dim, neuron_dim, lambda: hook.compute_weight(module)
-        )
+
+        def weight_normed() -> Tensor:
+            return _by_hook(hook, {"g": gathered(length), "v": gathered(direction)})
+
+        return _weight_normed(length, direction, hook.dim, neuron_dim, weight_normed)
     tensor = getattr(module, name, None)
     return Computed((tensor,), lambda: tensor) if isinstance(tensor, Tensor) else None
 
@@ -131,9 +142,10 @@ def _parametrized(chain: Any, neuron_dim: int) -> Computed:
         originals = [getattr(chain, f"original{k}") for k in range(chain.ntensors)]
 
     def compute(steps: list[nn.Module]) -> Tensor:
-        value: Tensor = _unchanged(steps[0], *originals) if steps else originals[0]
-        for step in steps[1:]:
-            value = _unchanged(step, value)
+        values: Any = [gathered(original) for original in originals]
+        for step in steps:
+            values = [_unchanged(step, *values)]
+        value: Tensor = values[0]
         return value
 
     whole = partial(compute, every_step)
@@ -152,17 +164,18 @@ def _weight_normed(
 ) -> Computed:
     """Weight norm by neuron, or of all: the direction, turned where the length is negative."""
     if dim in (neuron_dim, neuron_dim - direction.ndim, -1):
-        return Computed((direction,), lambda: direction * length.detach().sign(), (length,), whole)
+
+        def turned() -> Tensor:
+            return gathered(direction) * gathered(length.detach()).sign()
+
+        return Computed((direction,), turned, (length,), whole)
     return Computed((length, direction), whole)
 
 
-def _spectral_normed(module: nn.Module, hook: Any) -> Tensor:
-    """By the hook of torch.nn.utils.spectral_norm, on copies of the vectors that it moves."""
-    held = {f"{hook.name}_{suffix}": getattr(module, f"{hook.name}_{suffix}") for suffix in "uv"}
-    copies = {name: vector.clone() for name, vector in held.items()}
-    original = f"{hook.name}_orig"
-    stand_in = SimpleNamespace(**{original: getattr(module, original)}, **copies)
-    weight: Tensor = hook.compute_weight(stand_in, do_power_iteration=module.training)
+def _by_hook(hook: Any, tensors: dict[str, Tensor], **options: Any) -> Tensor:
+    """What an old-style hook computes from these tensors, which have the names' suffixes."""
+    held = {f"{hook.name}_{suffix}": tensor for suffix, tensor in tensors.items()}
+    weight: Tensor = hook.compute_weight(SimpleNamespace(**held), **options)
     return weight
 
 
@@ -172,8 +185,10 @@ def _is_torchs(step: nn.Module, name: str) -> bool:
 
 def _unchanged(step: nn.Module, *arguments: Tensor) -> Any:
     """What the step returns, on copies of its buffers: a power iteration would move them."""
-    buffers = {name: buffer.clone() for name, buffer in step.named_buffers()}
-    return functional_call(step, buffers, arguments) if buffers else step(*arguments)
+    held = {name: buffer.clone() for name, buffer in step.named_buffers()}
+    whole = ((name, parameter, gathered(parameter)) for name, parameter in step.named_parameters())
+    held |= {name: tensor for name, parameter, tensor in whole if tensor is not parameter}
+    return functional_call(step, held, arguments) if held else step(*arguments)
 
 
 def _has_own_forward(module: nn.Module) -> bool:
@@ -192,10 +207,13 @@ def _handed_over(module: nn.Module, weight: Tensor) -> Tensor:
     Forward runs on a stand-in up to that call: a shallow copy of the module with copies of its
     buffers and a copy of the weight, so that nothing of the module can change.
     """
-    plain = next(c for c in type(module).__mro__ if c.__module__ != "torch.nn.utils.parametrize")
+    classes = type(module).__mro__  # those up to a parametrization's would compute the weight
+    injected = [k for k, c in enumerate(classes) if c.__module__ == "torch.nn.utils.parametrize"]
+    plain = classes[injected[-1] + 1 if injected else 0]
     stand_in: Any = object.__new__(plain)
     stand_in.__dict__.update(module.__dict__)
-    stand_in._parameters = {k: v for k, v in module._parameters.items() if k != "weight"}
+    others = {k: p for k, p in module._parameters.items() if k != "weight"}
+    stand_in._parameters = {k: p if p is None else gathered(p) for k, p in others.items()}
     stand_in._buffers = {k: b if b is None else b.clone() for k, b in module._buffers.items()}
     stand_in.__dict__["weight"] = weight.clone()
     layer: Any = module

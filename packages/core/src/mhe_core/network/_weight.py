@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mhe_core.autocast import without_autocast
 
-__all__ = ["Orientation", "Weight", "as_rows", "dense"]
+__all__ = ["Orientation", "Weight", "as_rows", "dense", "gathered"]
 
 Orientation = Callable[[Tensor], Tensor]
 
@@ -105,8 +105,7 @@ class Weight:
 
 def dense(tensor: Tensor) -> Tensor:
     """The values of a sharded, sparse, quantized or eight-bit tensor, as a plain one."""
-    if hasattr(tensor, "full_tensor"):  # a DTensor: all processes come here in the same order
-        return _gathered(tensor)
+    tensor = gathered(tensor)
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
     if tensor.is_quantized:
@@ -114,13 +113,19 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
-def _gathered(tensor: Any) -> Tensor:
-    """The whole of a DTensor; its gradient is averaged over processes, as FSDP averages them."""
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a DTensor; its gradient is averaged over processes, as FSDP averages them.
+
+    All processes have to come here in the same order. Other tensors are returned as they are.
+    """
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
     from torch.distributed.tensor import Partial
 
-    mesh = tensor.device_mesh
+    sharded: Any = tensor
+    mesh = sharded.device_mesh
     # Their sum, divided: torch 2.6 takes sums for averages where the processes speak by gloo.
-    whole: Tensor = tensor.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    whole: Tensor = sharded.full_tensor(grad_placements=[Partial()] * mesh.ndim)
     if whole.requires_grad:
         whole.register_hook(lambda gradient: gradient / mesh.size())
     return whole
