@@ -190,6 +190,45 @@ def test_a_resumed_run_goes_on_with_the_projections_and_the_step(tmp_path):
     assert resumed.regularizer.step == 3
 
 
+def bert_with_dropout():
+    config = transformers.BertConfig(vocab_size=20, num_labels=3, **SMALL)
+    model = transformers.BertForSequenceClassification(config)
+    return model, [{"input_ids": w, "labels": k % 3} for k, w in enumerate(words())]
+
+
+# Those that draw from the global generators when they are made, or later, or have a state.
+STATEFUL = ["mhp", "mhc", "srip", "comhe_random", "comhe_group", "comhe_angle", "comhe_adversarial"]
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_resumed_run_is_the_straight_one_to_the_bit(name, tmp_path):
+    pytest.importorskip("mhe_uniformity")
+    energy = {"hidden": name, "output_weight": 0.5}
+    if name.startswith("comhe"):
+        energy["hidden_options"] = {"group_dim": 3} if "group" in name else {"projection_dim": 3}
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "optim": "adamw_torch"}
+    whole = trained(tmp_path / "whole", bert_with_dropout, energy, **options)
+    checkpoint = str(tmp_path / "whole" / "checkpoint-2")
+    resumed = trained(tmp_path / "other", bert_with_dropout, energy, resume=checkpoint, **options)
+    state = whole.model.state_dict()
+    for key, value in resumed.model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    state = whole.regularizer.state_dict()
+    assert state
+    for key, value in resumed.regularizer.state_dict().items():
+        assert value == state[key] if not torch.is_tensor(value) else torch.equal(value, state[key])
+
+
+@pytest.mark.parametrize("name", ["mhp", "comhe_random"])
+def test_the_penalty_takes_no_numbers_from_the_dropout(name, tmp_path):
+    """With weight 0, the run is that without a penalty."""
+    pytest.importorskip("mhe_uniformity")
+    energy = {"hidden": name, "output": None, "hidden_weight": 0.0}
+    with_penalty = trained(tmp_path, bert_with_dropout, energy)
+    without = trained(tmp_path, bert_with_dropout, {"hidden": None, "output": None})
+    check(with_penalty.model, without.model, rtol=0.0, atol=0.0)
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What two processes found, for which this file is the program."""

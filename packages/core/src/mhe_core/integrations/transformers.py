@@ -76,7 +76,10 @@ class EnergyMixin(Base):  # type: ignore[misc]
             )
         if self.regularizer is None or self._regularized is not unwrapped(self.model):
             self._regularized = unwrapped(self.model)
-            self.regularizer = NetworkRegularizer(self.model, **self.energy)
+            # Its seeds are drawn as if they were not: a resumed run makes it at another step.
+            device: torch.device = self.args.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self.regularizer = NetworkRegularizer(self.model, **self.energy)
             if self._saved_energy is not None:
                 self.regularizer.load_state_dict(self._saved_energy)
                 self._saved_energy = None
@@ -85,8 +88,7 @@ class EnergyMixin(Base):  # type: ignore[misc]
         penalty: Tensor = self.regularizer()
         if penalty.requires_grad:
             accelerator.backward(penalty * accelerator.gradient_accumulation_steps)
-        device: torch.device = self.args.device
-        return penalty.detach().to(device)
+        return penalty.detach().to(self.args.device)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's, with the penalty of the last step beside the loss."""
