@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Seeded"]
 
+Self = TypeVar("Self", bound="Seeded")
+
 
 class Seeded(Published):
     """What is drawn is a function of the seed and the number of updates, which are its state.
+
+    The state has at least float32, to whatever dtype the module is cast, as steps at a small
+    learning rate would be rounded away; and what was made on the meta device is drawn as soon as
+    it has memory.
 
     Args:
         num_neurons: N, the number of neurons of the layer.
@@ -45,6 +52,23 @@ class Seeded(Published):
         digest = hashlib.blake2b(text, digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
+    def reset_parameters(self) -> None:
+        """Make the buffers, drawn from the seed, what they are at this number of updates."""
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the buffers, none of them to less than float32."""
+        had_memory = not any(buffer.is_meta for buffer in self.buffers())
+
+        def at_least_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            wide = torch.promote_types(moved.dtype, torch.float32)
+            return moved if moved.dtype == wide else tensor.to(moved.device, wide)
+
+        super()._apply(at_least_float32, recurse)
+        if not had_memory and not any(buffer.is_meta for buffer in self.buffers()):
+            self.reset_parameters()
+        return self
+
     def update(self, neurons: Tensor, lr: float) -> None:
         """Count the update; the first makes all ranks agree."""
         self.agree()
@@ -62,11 +86,13 @@ class Seeded(Published):
         self._ranks_agree = True
         if alone or not (dist.is_available() and dist.is_initialized()):
             return
+        buffers = list(self.buffers())
+        if not buffers:  # nothing is drawn; nor could a backend such as NCCL send from the CPU
+            return
         first = dist.get_global_rank(group, 0) if group is not None else 0
-        for buffer in self.buffers():
+        for buffer in buffers:
             dist.broadcast(buffer, first, group=group)
-        device = next((buffer.device for buffer in self.buffers()), None)
-        counts = torch.tensor([self.seed, self.updates], device=device)
+        counts = torch.tensor([self.seed, self.updates], device=buffers[0].device)
         dist.broadcast(counts, first, group=group)
         self.seed, self.updates = counts.tolist()
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from mhe_core.autocast import without_autocast
-from mhe_core.energy.rows import directions
+from mhe_core.energy.rows import directions, wide_dtype
 from torch import Tensor
 
 from mhe_uniformity._base import check_integer, check_neurons, check_number
@@ -60,44 +60,43 @@ class Polar(Seeded):
         self.half_space = half_space
         self.inner_steps = inner_steps
         self.inner_weight = inner_weight
-        poles = torch.randn(1, dim, generator=self.generator(), dtype=torch.float32)
-        self.register_buffer("poles", directions(poles) if variant == "paper" else poles)
-        self.register_buffer("momentum", torch.zeros_like(poles))
+        self.register_buffer("poles", torch.empty(1, dim, dtype=torch.float32))
+        self.register_buffer("momentum", torch.empty(1, dim, dtype=torch.float32))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the first pole, and set its momentum to 0."""
+        drawn = torch.randn(self.poles.shape, generator=self.generator(), device="cpu")
+        self.poles.copy_(directions(drawn) if self.variant == "paper" else drawn)
+        self.momentum.zero_()
 
     def loss(self, x: Tensor) -> Tensor:
         """Of one matrix ``[N, d]``."""
-        return self.of_squared_chords(self.to_pole(self.on_sphere(x), self.poles))
+        x = x.to(torch.promote_types(x.dtype, self.poles.dtype))
+        u, v = self.on_sphere(x), self.pole_on_sphere(self.poles.to(x.dtype))
+        if self.variant == "released":
+            return self.of_squared_chords(self.by_cosines(u @ v))
+        chords = [squared_chords(u, v), *([squared_chords(u, -v)] if self.half_space else [])]
+        return self.of_squared_chords(torch.cat(chords).clamp_min(torch.finfo(x.dtype).eps))
 
     def on_sphere(self, x: Tensor) -> Tensor:
-        """Neurons ``[N, d]`` as the variant normalises them, in at least the poles' dtype."""
-        x = x.to(torch.promote_types(x.dtype, self.poles.dtype))
+        """Neurons ``[N, d]`` as the variant normalises them."""
         return directions(x) if self.variant == "paper" else released_rows(x)
 
-    def to_pole(self, u: Tensor, poles: Tensor) -> Tensor:
-        """Squared chords from the pole to the neurons, and, in half space, to their antipodes.
-
-        Args:
-            u: the neurons ``[N, d]``, on the sphere.
-            poles: ``[1, d]``.
-        """
-        poles = poles.to(u.dtype)
+    def pole_on_sphere(self, poles: Tensor) -> Tensor:
+        """The pole ``[d]``; a program normalises it once only."""
         if self.variant == "paper":
-            v = directions(poles)
-            chords = [squared_chords(u, v)]
-            if self.half_space:
-                chords.append(squared_chords(u, -v))
-            smallest = torch.finfo(u.dtype).eps
-            return torch.cat(chords).clamp_min(smallest)
-        pole = poles.squeeze(0)
-        pole = pole * (pole.square().sum() + 1e-4).rsqrt()  # once only
-        cosines = u @ pole
+            return directions(poles).squeeze(0)
+        return (poles * (poles.square().sum() + 1e-4).rsqrt()).squeeze(0)
+
+    def by_cosines(self, cosines: Tensor) -> Tensor:
+        """Squared chords from the pole to the neurons, and, in half space, to their antipodes."""
         return 2 - 2 * (torch.cat([cosines, -cosines]) if self.half_space else cosines)
 
     def of_squared_chords(self, chords: Tensor) -> Tensor:
         """The network's loss."""
         raise TypeError(f"{type(self).__name__} does not define of_squared_chords(chords)")
 
-    @torch.no_grad()
     def update(self, neurons: Tensor, lr: float) -> None:
         """Let the pole take its steps, before the network's step.
 
@@ -107,25 +106,39 @@ class Polar(Seeded):
         """
         check_neurons(neurons, self.dim)
         super().update(neurons, lr)
-        self.momentum = self.momentum.to(self.poles.dtype)  # should the poles have been replaced
-        with without_autocast(neurons.device):
-            x = neurons.detach().to(torch.promote_types(neurons.dtype, torch.float32))
+        # Outside inference mode, in which no step has a gradient, whoever calls it there.
+        with torch.inference_mode(False), torch.no_grad(), without_autocast(neurons.device):
+            x = neurons.clone() if neurons.is_inference() else neurons.detach()
+            resolution = torch.finfo(torch.promote_types(x.dtype, self.poles.dtype)).eps
+            # Cosines cost a third of the differences that the loss is measured by, and in float64
+            # have its digits, too.
+            x = x.to(wide_dtype(x.device))
             matrices = [self.on_sphere(matrix) for matrix in x.reshape(-1, *x.shape[-2:])]
             for _ in range(self.inner_steps):
-                self._step(matrices, lr)
+                self._step(matrices, lr, resolution)
 
-    def _step(self, matrices: Sequence[Tensor], lr: float) -> None:
-        """One step of SGD: of minus the loss, as pole and network play against each other."""
+    def _step(self, matrices: Sequence[Tensor], lr: float, resolution: float) -> None:
+        """One step of SGD: of minus the loss, as pole and network play against each other.
+
+        Where the neurons are not finite, the pole stays where it is.
+        """
         with torch.enable_grad():
             poles = self.poles.detach().requires_grad_()
-            losses = [self.of_squared_chords(self.to_pole(u, poles)) for u in matrices]
-            (slope,) = torch.autograd.grad(-self.inner_weight * torch.stack(losses).mean(), poles)
+            v = self.pole_on_sphere(poles.to(matrices[0].dtype))
+            chords = [self.by_cosines(u @ v) for u in matrices]
+            if self.variant == "paper":
+                chords = [each.clamp_min(resolution) for each in chords]
+            losses = torch.stack([self.of_squared_chords(each) for each in chords])
+            (slope,) = torch.autograd.grad(-self.inner_weight * losses.mean(), poles)
         if self.variant == "released":
             slope = slope + RELEASED_WEIGHT_DECAY * self.poles
-        self.momentum.mul_(MOMENTUM).add_(slope)
-        self.poles.sub_(lr * self.momentum)
+        momentum = MOMENTUM * self.momentum + slope
+        moved = self.poles - lr * momentum
         if self.variant == "paper":
-            self.poles.copy_(directions(self.poles))
+            moved = directions(moved)
+        finite = moved.isfinite().all()
+        self.momentum.copy_(torch.where(finite, momentum, self.momentum))
+        self.poles.copy_(torch.where(finite, moved, self.poles))
 
     def options(self) -> dict[str, Any]:
         """The hyperparameters."""

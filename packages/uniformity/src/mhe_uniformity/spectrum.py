@@ -84,7 +84,7 @@ class SRIP(Seeded):
         check_choice("side", self.side, SIDES)
         sizes = {"neurons": num_neurons, "dims": dim, "smaller": min(num_neurons, dim)}
         self.register_buffer("start", None if self.exact else torch.empty(sizes[self.side]))
-        self._draw()
+        self.reset_parameters()
 
     def loss(self, x: Tensor) -> Tensor:
         """Of one matrix ``[N, d]``."""
@@ -103,12 +103,13 @@ class SRIP(Seeded):
         """Draw a new start vector; once per training step."""
         super().update(neurons, lr)
         if self.variant != "keras":
-            self._draw()
+            self.reset_parameters()
 
-    def _draw(self) -> None:
+    def reset_parameters(self) -> None:
+        """Draw the start vector of this number of updates; keras's is drawn once."""
         if self.start is None:
             return
-        drawn = torch.empty(self.start.shape)
+        drawn = torch.empty(self.start.shape, dtype=torch.float32, device="cpu")
         if self.variant == "imagenet":
             drawn.normal_(generator=self.generator())
         else:
