@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 
 import pytest
 import torch
-from mhe_core import NetworkRegularizer, create_regularizer
+from mhe_core import NetworkRegularizer, create_regularizer, list_regularizers
 from mhe_core.regularizers.comhe import FORWARDS_WITHOUT_UPDATE
 from torch import Tensor, nn
 
@@ -62,6 +63,38 @@ def test_what_was_made_on_the_meta_device_is_as_made_on_the_cpu(name, neurons):
     with torch.no_grad():
         model[0].weight.copy_(neurons)
     torch.testing.assert_close(regularizer.terms()["0"], made(name)(neurons))
+
+
+UPDATED = [(info.distribution, info.name, {}) for info in list_regularizers()]
+UPDATED += [("mhe-core", name, {"convention": "released_code"}) for name in SMALL]
+UPDATED += [("mhe-core", "comhe_angle", {"second_order": False})]
+
+
+@pytest.mark.parametrize(("distribution", "name", "options"), UPDATED)
+@pytest.mark.parametrize("in_network", [False, True])
+def test_an_update_may_come_before_the_backward_pass(distribution, name, options, in_network):
+    """As where the losses of several batches are added up; each has its own state's gradient."""
+    torch.manual_seed(0)
+    options = {**SMALL.get(name, {}), **options}
+    made = create_regularizer(f"{distribution}:{name}", N, D, **options)
+    model = nn.Sequential(nn.Linear(D, N), nn.Linear(N, 4))
+    weight = model[0].weight
+    regularizer = NetworkRegularizer(model, made, output=None) if in_network else made
+    given = () if in_network else (weight,)
+
+    def loss() -> Tensor:
+        regularizer.update(*(x.detach() for x in given), 0.1)
+        return regularizer(*given)
+
+    first = loss()
+    twin = copy.deepcopy(made)
+    wanted = torch.autograd.grad(first, weight, retain_graph=True)[0]
+    second = loss()
+    if name in ("comhe_random", "comhe_angle", "comhe_adversarial"):
+        assert not torch.equal(twin(weight), made(weight))  # there is a state that went on
+    wanted = wanted + torch.autograd.grad(second, weight, retain_graph=True)[0]
+    (first + second).backward()
+    torch.testing.assert_close(weight.grad, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SMALL)

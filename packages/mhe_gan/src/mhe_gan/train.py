@@ -254,7 +254,8 @@ class Trainer:
         """Loss and penalties before the step, by name.
 
         Real and generated images go through the discriminator together, so that its spectral norm
-        takes one power iteration. The regularizer reads the raw weights, and takes none.
+        takes one power iteration. An energy reads the raw weights, and what depends on lengths runs
+        the iteration on copies: neither takes one.
         """
         config = self.config
         self.discriminator_optimizer.zero_grad()

@@ -293,8 +293,14 @@ class RandomCoMHE(CoMHE):
 
     def advance(self, neurons: Tensor, projection: Tensor, lr: float) -> None:
         """Redraw every ``redraw_interval`` updates."""
-        redraw = _compiled_redraw if torch.compiler.is_compiling() else redraw_
-        redraw(projection, self._updates, self.seed, self.redraw_interval)
+        if torch.compiler.is_compiling():
+            _compiled_redraw(projection, self._updates, self.seed, self.redraw_interval)
+            return
+        self._updates.add_(1)
+        if self.redraw_interval and self.updates % self.redraw_interval == 0:
+            with torch.inference_mode(False):  # not in place: a graph may still need the last ones
+                self.projection = torch.empty_like(projection)
+            self._draw_again()
 
     def _first(self, like: Tensor) -> Tensor:
         """The projection before the first redraw: on every device that of the CPU."""
@@ -350,21 +356,17 @@ class RandomCoMHE(CoMHE):
 RandomSelf = TypeVar("RandomSelf", bound=RandomCoMHE)
 
 
-def redraw_(projection: Tensor, updates: Tensor, seed: int, interval: int) -> None:
-    """Count an update and, every ``interval`` of them, fill the projection anew."""
-    updates.add_(1)
-    count = int(updates)
-    if interval and count % interval == 0:
-        draw_gaussian_(projection, seed, count // interval)
-
-
 @opaque_operator(
     "mhe_core::redraw",
     "(Tensor(a!) projection, Tensor(b!) updates, int seed, int interval) -> ()",
     changes=("projection", "updates"),
 )
 def _compiled_redraw(projection: Tensor, updates: Tensor, seed: int, interval: int) -> None:
-    redraw_(projection, updates, seed, interval)
+    """Count an update and, every ``interval`` of them, fill the projection anew."""
+    updates.add_(1)
+    count = int(updates)
+    if interval and count % interval == 0:
+        draw_gaussian_(projection, seed, count // interval)
 
 
 @_compiled_redraw.register_fake

@@ -92,13 +92,15 @@ class LearnedCoMHE(CoMHE):
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
         """``[..., N, k]``: Q w, or P w with ``second_order=False``."""
         if not self.second_order:
-            return project(self.unprojected(neurons), projection)
+            return project(self.unprojected(neurons), projection.clone())
         differentiable = torch.is_grad_enabled()
         # The step's gradient is needed also where none is wanted of the result.
         with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
             neurons = self.unprojected(neurons.clone() if neurons.is_inference() else neurons)
             objective = self.objective(without_overflow(neurons))
-            stepped = gradient_step(objective, projection, self.lr, differentiable=differentiable)
+            # Copies, as the next update, which changes both, may come before the backward pass.
+            projection, lr = projection.clone(), self.lr.clone()
+            stepped = gradient_step(objective, projection, lr, differentiable=differentiable)
             return project(neurons, stepped)
 
     def advance(self, neurons: Tensor, projection: Tensor, lr: float) -> None:
