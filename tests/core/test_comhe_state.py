@@ -135,3 +135,48 @@ def test_an_error_at_call_time_names_the_layer(call):
     model[0] = nn.Linear(D + 1, N)
     with pytest.raises(ValueError, match=r"layer '0': expected neurons as rows, \[\.\.\., N, 12\]"):
         regularizer() if call == "forward" else regularizer.update(0.1)
+
+
+@pytest.mark.parametrize("name", ["comhe_angle", "comhe_adversarial"])
+def test_a_trained_projection_outlives_neurons_that_are_not_finite(name, neurons):
+    regularizer = made(name)
+    regularizer.update(neurons, 0.1)
+    before = regularizer.projection.clone()
+    broken = neurons.detach().clone()
+    broken[1, 2] = torch.nan
+    regularizer.update(broken, 0.1)
+    assert regularizer(broken).isnan()
+    assert torch.equal(regularizer.projection, before)
+    regularizer.update(neurons, 0.1)
+    assert not torch.equal(regularizer.projection, before)
+    assert regularizer(neurons).isfinite()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_update_in_inference_mode_is_that_outside(name, neurons):
+    within, without = made(name), made(name)
+    without.update(neurons, 0.1)
+    with torch.inference_mode():
+        within.update(neurons * 1, 0.1)
+    assert torch.equal(within(neurons), without(neurons))
+    within.update(neurons, 0.1)
+    within(neurons).backward()
+
+
+@pytest.mark.parametrize("name", ["comhe_random", "mhp", "srip"])
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 1.5, True, "1"])
+def test_a_seed_is_an_integer_of_63_bits(name, seed):
+    with pytest.raises(ValueError, match=r"expected seed as an integer .*, got "):
+        create_regularizer(name, N, D, seed=seed)
+    create_regularizer(name, N, D, seed=2**63 - 1).update(torch.ones(N, D), 0.1)
+
+
+@pytest.mark.parametrize("name", ["comhe_random", "comhe_angle", "mhp", "srip"])
+@pytest.mark.parametrize("lr", [-0.1, float("nan"), float("inf"), True, "0.1", None])
+def test_a_learning_rate_is_a_finite_number(name, lr):
+    regularizer = create_regularizer(name, N, D, **SMALL.get(name, {}))
+    with pytest.raises(ValueError, match=r"expected lr as a finite number ≥ 0, got "):
+        regularizer.update(torch.ones(N, D), lr)
+    regularizer.update(
+        torch.randn(N, D), torch.tensor(0.1)
+    )  # as optimizers hold it that are compiled

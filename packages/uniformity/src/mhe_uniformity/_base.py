@@ -10,7 +10,7 @@ from mhe_core.autocast import without_autocast
 from mhe_core.energy.rows import working_copy
 from torch import Tensor
 
-__all__ = ["Published", "check_choice", "check_integer", "check_number"]
+__all__ = ["Published", "check_choice", "check_neurons"]
 
 
 class Published(Regularizer):
@@ -99,17 +99,3 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise a ValueError if the value is none of the choices."""
     if value not in choices:
         raise ValueError(f"expected {name} to be one of {choices}, got {value!r}")
-
-
-def check_integer(name: str, value: object, least: int) -> None:
-    """Raise a ValueError if the value is not an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"expected {name} as an integer ≥ {least}, got {value!r}")
-
-
-def check_number(name: str, value: object, *, positive: bool = False) -> None:
-    """Raise a ValueError if the value is not a finite number ≥ 0, or > 0 if ``positive``."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value < float("inf") or (positive and value == 0):  # type: ignore[operator]
-        wanted = "> 0" if positive else "≥ 0"
-        raise ValueError(f"expected {name} as a finite number {wanted}, got {value!r}")

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from mhe_core.regularizers.arguments import check_rate, check_seed
 from torch import Tensor
 from torch import distributed as dist
 
-from mhe_uniformity._base import Published, check_integer
+from mhe_uniformity._base import Published, check_neurons
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -31,7 +32,7 @@ class Seeded(Published):
         num_neurons: N, the number of neurons of the layer.
         dim: d, their dimension.
         variant: as in :class:`Published`.
-        seed: what the state is drawn from, an integer ≥ 0. None draws a seed from torch's global
+        seed: what the state is drawn from, from 0 to 2⁶³ − 1. None draws a seed from torch's global
             generator; in a distributed run, the first :meth:`update` then takes the seed and
             state of rank 0, so that it must be called on all ranks.
     """
@@ -40,8 +41,7 @@ class Seeded(Published):
         self, num_neurons: int, dim: int, *, variant: str = "paper", seed: int | None = None
     ) -> None:
         super().__init__(num_neurons, dim, variant=variant)
-        if seed is not None:
-            check_integer("seed", seed, 0)
+        check_seed(seed)
         self.seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
         self.updates = 0
         self._ranks_agree = seed is not None
@@ -70,7 +70,15 @@ class Seeded(Published):
         return self
 
     def update(self, neurons: Tensor, lr: float) -> None:
-        """Count the update; the first makes all ranks agree."""
+        """Count the update; the first makes all ranks agree.
+
+        Raises:
+            TypeError: if the neurons are not a floating-point tensor.
+            ValueError: if they are not rows of the layer's dimension, or ``lr`` is not a finite
+                number ≥ 0.
+        """
+        check_neurons(neurons, self.dim)
+        check_rate(lr)
         self.agree()
         self.updates += 1
 

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from mhe_core.autocast import without_autocast
 from mhe_core.diagnostics import inspect
+from mhe_core.regularizers.arguments import check_integer, check_number
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.parametrize import register_parametrization
 
-from mhe_uniformity._base import check_choice, check_integer, check_number
+from mhe_uniformity._base import check_choice
 
 __all__ = ["Rotation", "assert_energy_preserved", "rotate_neurons"]
 

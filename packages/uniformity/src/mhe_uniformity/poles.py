@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from mhe_core.autocast import without_autocast
 from mhe_core.energy.rows import directions, wide_dtype
+from mhe_core.regularizers.arguments import check_integer, check_number
 from torch import Tensor
 
-from mhe_uniformity._base import check_integer, check_neurons, check_number
 from mhe_uniformity._rows import released_rows, squared_chords
 from mhe_uniformity._state import Seeded
 
@@ -104,7 +104,6 @@ class Polar(Seeded):
             neurons: the layer's neurons ``[..., N, d]``.
             lr: the network's current learning rate.
         """
-        check_neurons(neurons, self.dim)
         super().update(neurons, lr)
         # Outside inference mode, in which no step has a gradient, whoever calls it there.
         with torch.inference_mode(False), torch.no_grad(), without_autocast(neurons.device):

@@ -9,9 +9,10 @@ import torch
 from mhe_core import hyperspherical_energy
 from mhe_core.energy.potential import Gaussian
 from mhe_core.energy.rows import directions, working_copy
+from mhe_core.regularizers.arguments import check_number
 from torch import Tensor
 
-from mhe_uniformity._base import Published, check_number
+from mhe_uniformity._base import Published
 from mhe_uniformity._pairs import sum_over_all_pairs
 
 __all__ = ["HUG", "UniformFace", "Uniformity"]

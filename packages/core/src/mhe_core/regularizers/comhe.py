@@ -5,7 +5,6 @@ Those whose projection is trained are in :mod:`mhe_core.regularizers.learned_com
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,13 +19,14 @@ from mhe_core.energy.conventions import ConventionName
 from mhe_core.energy.distances import DistanceName
 from mhe_core.energy.potential import Potential, Riesz
 from mhe_core.energy.rows import known_in_range, working_copy
+from mhe_core.regularizers.arguments import check_integer, check_rate, check_seed
 from mhe_core.regularizers.mhe import MHE
 from mhe_core.regularizers.projections import dimension_groups, draw_gaussian_, project, select
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["CoMHE", "GroupCoMHE", "RandomCoMHE", "check_integer"]
+__all__ = ["CoMHE", "GroupCoMHE", "RandomCoMHE"]
 
 USUAL_NORMS = 1e-10, 1e10  # of neurons whose projections can do without a factor
 LONG = 1e6  # entries of neurons whose smoothed norm is their norm to rounding
@@ -45,7 +45,7 @@ class CoMHE(MHE):
         distance: ``"euclidean"`` (chord) or ``"angular"`` (radians).
         convention: ``"paper"`` or ``"released_code"``.
         half_space: count every projected neuron together with its antipode.
-        seed: what the projection is drawn from, an integer ≥ 0: layers of equal dimension that
+        seed: what the projection is drawn from, from 0 to 2⁶³ − 1: layers of equal dimension that
             are given the same seed share their random or group projections, and learned ones start
             from the same. None draws a seed from torch's global generator, so that each layer has
             a projection of its own; in a distributed run, the first :meth:`update` then takes
@@ -72,8 +72,7 @@ class CoMHE(MHE):
         seed: int | None = None,
     ) -> None:
         super().__init__(num_neurons, dim, s=s, distance=distance, convention=convention)
-        if seed is not None:
-            check_integer("seed", seed, 0)
+        check_seed(seed)
         self.half_space = half_space
         self.seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
         self._ranks_agree = seed is not None
@@ -447,15 +446,3 @@ class GroupCoMHE(CoMHE):
     def compress(self, neurons: Tensor, projection: Tensor) -> Tensor:
         """``[..., num_groups, N, group_dim]``."""
         return select(working_copy(neurons), projection)
-
-
-def check_rate(lr: float) -> None:
-    """Raise a ValueError if the learning rate is not a finite number ≥ 0."""
-    if not 0 <= lr < math.inf:
-        raise ValueError(f"expected lr as a finite number ≥ 0, got {lr!r}")
-
-
-def check_integer(name: str, value: int, least: int) -> None:
-    """Raise a ValueError if the value is not an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"expected {name} as an integer ≥ {least}, got {value!r}")

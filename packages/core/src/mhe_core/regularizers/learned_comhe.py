@@ -12,7 +12,8 @@ from mhe_core.energy import hyperspherical_energy
 from mhe_core.energy.conventions import ConventionName
 from mhe_core.energy.distances import DistanceName
 from mhe_core.energy.functional import asked_once
-from mhe_core.regularizers.comhe import CoMHE, check_integer
+from mhe_core.regularizers.arguments import check_integer
+from mhe_core.regularizers.comhe import CoMHE
 from mhe_core.regularizers.projections import (
     angle_objective,
     draw_gaussian_,
@@ -104,20 +105,26 @@ class LearnedCoMHE(CoMHE):
             return project(neurons, stepped)
 
     def advance(self, neurons: Tensor, projection: Tensor, lr: float) -> None:
-        """Take the inner steps, at the learning rate ``lr``, which is kept for forward."""
+        """Take the inner steps, at the learning rate ``lr``, which is kept for forward.
+
+        Where the neurons are not finite, the projection stays as it is.
+        """
         self.lr.fill_(lr)
         if self.inner_steps == 0:
             return
-        objective = self.objective(self.unprojected(neurons))
-        weight_decay = RELEASED_WEIGHT_DECAY if self.convention == "released_code" else 0.0
+        with torch.inference_mode(False), torch.no_grad():  # in which no step has a gradient
+            neurons = neurons.clone() if neurons.is_inference() else neurons
+            objective = self.objective(self.unprojected(neurons))
+            weight_decay = RELEASED_WEIGHT_DECAY if self.convention == "released_code" else 0.0
 
-        def trained() -> Tensor:
-            after = projection
-            for _ in range(self.inner_steps):
-                after = gradient_step(objective, after, self.lr, weight_decay=weight_decay)
-            return after
+            def trained() -> Tensor:
+                after = projection
+                for _ in range(self.inner_steps):
+                    after = gradient_step(objective, after, self.lr, weight_decay=weight_decay)
+                return after
 
-        projection.copy_(asked_once([trained])[0])
+            after = asked_once([trained])[0]
+            projection.copy_(torch.where(after.isfinite().all(), after, projection))
 
 
 class AnglePreservingCoMHE(LearnedCoMHE):
