@@ -4,49 +4,8 @@ import pytest
 import torch
 from mhe_core import NetworkRegularizer, create_regularizer, list_regularizers
 from mhe_core.testing import check_regularizer, regularizer_checks
+from support.variants import VARIANTS
 
-VARIANTS = [
-    ("mhs", {}),
-    ("mhs", {"half_space": False}),
-    ("mhs", {"variant": "released"}),
-    ("mhs", {"count_ties": True}),
-    ("mhp", {}),
-    ("mhp", {"half_space": False}),
-    ("mhp", {"variant": "released"}),
-    ("mhc", {}),
-    ("mhc", {"half_space": False}),
-    ("mhc", {"variant": "released"}),
-    ("rmhp", {}),
-    ("rmhp", {"variant": "released"}),
-    ("mgd", {}),
-    ("mgd", {"half_space": False}),
-    ("mgd", {"variant": "released"}),
-    ("mma", {}),
-    ("mma", {"variant": "released"}),
-    ("regularface", {}),
-    ("regularface", {"variant": "released"}),
-    ("uniformface", {}),
-    ("uniformface", {"variant": "released"}),
-    ("koleo", {}),
-    ("koleo", {"variant": "lightly"}),
-    ("koleo", {"variant": "spreadingvectors"}),
-    ("uniformity", {}),
-    ("uniformity", {"t": 1.0}),
-    ("hug", {}),
-    ("hug", {"variant": "released"}),
-    ("so", {}),
-    ("dso", {}),
-    ("dso", {"squared": False}),
-    ("mc", {}),
-    ("mc", {"side": "neurons"}),
-    ("mc", {"side": "dims"}),
-    ("srip", {}),
-    ("srip", {"side": "neurons"}),
-    ("srip", {"variant": "exact"}),
-    ("srip", {"variant": "imagenet"}),
-    ("srip", {"variant": "wideresnet"}),
-    ("srip", {"variant": "keras"}),
-]
 every_variant = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=lambda x: x if isinstance(x, str) else str(x)
 )

@@ -112,6 +112,7 @@ class _SumOverPairs(torch.autograd.Function):
             (gradient,) = torch.autograd.grad(losses, x, weights, create_graph=True)
             return gradient, None, None, None
         gradient = torch.zeros_like(x)
+        limit = torch.finfo(x.dtype).max  # which gradients at very short neurons go beyond
         for k, m in _parts(x, i, j):
             u = x[k].to(wide_dtype(x.device)).requires_grad_()
             v = x[m].to(wide_dtype(x.device)).requires_grad_()
@@ -119,9 +120,9 @@ class _SumOverPairs(torch.autograd.Function):
                 losses = ctx.pair_loss(u, v)
             slopes = torch.autograd.grad(losses, (u, v), grad_output.to(u.dtype).expand_as(losses))
             for rows, slope in zip((k, m), slopes, strict=True):
-                gradient.index_add_(0, rows, slope.to(x.dtype))
-        limit = torch.finfo(x.dtype).max
-        gradient.clamp_(-limit, limit)  # as of neurons of very small length
+                # Within the limits before they are added, too: inf - inf is no number.
+                gradient.index_add_(0, rows, slope.clamp(-limit, limit).to(x.dtype))
+        gradient.clamp_(-limit, limit)
         return gradient, None, None, None
 
 

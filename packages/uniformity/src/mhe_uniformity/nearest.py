@@ -23,6 +23,8 @@ __all__ = ["MHS", "MMA", "KoLeo", "RegularFace"]
 class NearestNeighbours(Published):
     """What the losses of nearest neighbours share."""
 
+    compiles = False  # the search's sizes, and who is whose neighbour, are known by its values only
+
     def prepared(self, neurons: Tensor) -> Tensor:
         """As they are, if their dtype allows: the sum over pairs has a gradient in its range."""
         wide = neurons.dtype in (torch.float32, torch.float64)

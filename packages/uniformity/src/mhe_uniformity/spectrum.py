@@ -86,11 +86,19 @@ class SRIP(Seeded):
         self.register_buffer("start", None if self.exact else torch.empty(sizes[self.side]))
         self.reset_parameters()
 
+    @property
+    def compiles(self) -> bool:  # type: ignore[override]
+        """LAPACK's eigenvalues are asked for only where there can be any."""
+        return not self.exact
+
     def loss(self, x: Tensor) -> Tensor:
         """Of one matrix ``[N, d]``."""
         vectors = side_rows(x, self.side)
         if self.start is None:
-            norm = torch.linalg.eigvalsh(gram_deviation(x)).abs().amax()
+            deviation = gram_deviation(x)
+            if not deviation.isfinite().all():  # of which LAPACK finds no eigenvalues
+                return deviation.sum() * torch.nan
+            norm = torch.linalg.eigvalsh(deviation).abs().amax()
             # The larger Gram matrix has zeros beside the smaller one's eigenvalues.
             return norm.clamp_min(1.0) if len(vectors) > vectors.shape[1] else norm
         first = deviated(vectors, self.start.to(x.dtype))

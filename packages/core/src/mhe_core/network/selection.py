@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from mhe_core.energy.potential import Riesz
 from mhe_core.network._weight import Weight
 from mhe_core.network.neurons import Split, named_weights
 from mhe_core.network.patterns import Patterns, matching
@@ -44,9 +45,16 @@ def cannot_spread(regularizer: nn.Module, N: int, d: int) -> str | None:
     """
     if d == 1:
         return "one dimension, in which directions cannot be spread"
-    if not isinstance(regularizer, MHE):
-        return None
-    most = d if regularizer.half_space else d + 1
-    if regularizer.s >= d - 1 and most < N:
+    s = riesz_power(regularizer)
+    most = d if getattr(regularizer, "half_space", False) else d + 1
+    if s is not None and s >= d - 1 and most < N:
         return f"{N} neurons in {d} dimensions, where random ones' energy is infinite (s ≥ d − 1)"
     return None
+
+
+def riesz_power(regularizer: nn.Module) -> float | None:
+    """The s of a regularizer with Riesz's potential, of projections of the neurons, too."""
+    if isinstance(regularizer, MHE):
+        return regularizer.s
+    potential = getattr(regularizer, "potential", None)
+    return potential.s if isinstance(potential, Riesz) else None
