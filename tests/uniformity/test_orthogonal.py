@@ -7,6 +7,7 @@ import torch
 from mhe_core import neuron_matrix
 from mhe_uniformity.orthogonal import Rotation, assert_energy_preserved, rotate_neurons
 from sklearn.datasets import load_digits
+from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
@@ -133,6 +134,53 @@ def test_a_changed_energy_is_reported():
     assert_energy_preserved(before, after, tolerance=0.5)
     with pytest.raises(AssertionError, match="expected the same layers"):
         assert_energy_preserved(before, before[:1])
+
+
+def test_energies_are_compared_where_neurons_can_be_rotated():
+    """A network's embedding and attention are trained as before, and may change."""
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(9, 8)
+            self.attention = nn.MultiheadAttention(8, 2)
+            self.head = nn.Linear(8, 4)
+
+    before = Reader()
+    after = copy.deepcopy(before)
+    assert set(rotate_neurons(after)) == {"attention.out_proj", "head"}
+    for parameter in after.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    assert_energy_preserved(before, after)
+    with pytest.raises(ValueError, match="expected a Linear or convolution layer to compare"):
+        assert_energy_preserved(before.embedding, after.embedding)
+    with pytest.raises(ValueError, match="expected a Linear or convolution layer to compare"):
+        assert_energy_preserved(before, after, exclude="*")
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_a_rotation_made_without_memory_is_as_any_other(block_size):
+    with torch.device("meta"):
+        layer = nn.Linear(10, 6)
+    rotate_neurons(layer, block_size=block_size)
+    layer.to_empty(device="cpu")
+    torch.manual_seed(0)
+    nn.init.normal_(layer.parametrizations.weight.original)
+    nn.init.normal_(layer.parametrizations.weight[0].angles)
+    neurons, stored = layer.weight, layer.parametrizations.weight.original
+    torch.testing.assert_close(neurons @ neurons.mT, stored @ stored.mT)
+
+
+def test_weights_that_forward_changes_are_refused():
+    """Standardized after the rotation, the neurons would have other angles."""
+    torch.manual_seed(0)
+    model = nn.Sequential(StdConv2d(3, 8, 3))
+    message = "expected layers that use their weight as it is, got .* StdConv2d, in '0'"
+    with pytest.raises(ValueError, match=message):
+        rotate_neurons(model)
+    assert model[0].weight.requires_grad
+    assert rotate_neurons(nn.Sequential(Conv2dSame(3, 8, 3))) == ["0"]  # changes the images alone
 
 
 def test_what_cannot_be_rotated_is_refused():

@@ -16,8 +16,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from mhe_core import neuron_matrix
 from mhe_core.autocast import without_autocast
 from mhe_core.diagnostics import inspect
+from mhe_core.network import named_weights
 from mhe_core.regularizers.arguments import check_integer, check_number
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -76,7 +78,7 @@ class Rotation(nn.Module):
         self.map = map
         self.groups = groups
         self.transposed = transposed
-        d = self._to_rows(weight.detach()).shape[-1]
+        d = self.to_rows(weight.detach()).shape[-1]
         if block_size is not None:
             check_integer("block_size", block_size, 1)
         size = d if block_size is None else min(block_size, d)
@@ -85,17 +87,13 @@ class Rotation(nn.Module):
         blocks = -(-d // size)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         # Of each block the entries above the diagonal; those beyond the last dimension stay 0.
-        upper = torch.triu_indices(size, size, 1)
-        within = upper[1] + size * torch.arange(blocks)[:, None] < d
-        self.angles = nn.Parameter(
-            torch.zeros(blocks, upper.shape[1], dtype=dtype, device=weight.device)
-        )
-        self.register_buffer("within", within.to(weight.device), persistent=False)
+        upper = size * (size - 1) // 2
+        self.angles = nn.Parameter(torch.zeros(blocks, upper, dtype=dtype, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with its neurons rotated."""
         with without_autocast(weight.device):
-            rows = self._to_rows(weight).to(self.angles.dtype)
+            rows = self.to_rows(weight).to(self.angles.dtype)
             blocks, size = len(self.angles), self.block_size
             padded = pad(rows, (0, blocks * size - self.dim)).unflatten(-1, (blocks, size))
             rotated = torch.einsum("gnbj,bij->gnbi", padded, self.rotations())
@@ -104,17 +102,22 @@ class Rotation(nn.Module):
 
     def rotations(self) -> Tensor:
         """The blocks of R, ``[blocks, block_size, block_size]``."""
-        size = self.block_size
+        size, blocks = self.block_size, len(self.angles)
         i, j = torch.triu_indices(size, size, 1, device=self.angles.device)
-        above = self.angles.new_zeros(len(self.angles), size, size)
-        above[:, i, j] = self.angles * self.get_buffer("within")
+        angles: Tensor = self.angles
+        if (left := self.dim % size) > 0:  # of the last block
+            outside = j[None].expand(blocks, -1).ge(left).clone()
+            outside[:-1] = False
+            angles = angles.masked_fill(outside, 0.0)
+        above = angles.new_zeros(blocks, size, size)
+        above[:, i, j] = angles
         A = above - above.mT
         if self.map == "matrix_exp":
             return torch.linalg.matrix_exp(A)
         identity = torch.eye(size, dtype=A.dtype, device=A.device)
         return torch.linalg.solve(identity - A, identity + A)
 
-    def _to_rows(self, weight: Tensor) -> Tensor:
+    def to_rows(self, weight: Tensor) -> Tensor:
         """The neurons, ``[groups, N / groups, d]``."""
         grouped = weight.unflatten(0, (self.groups, -1))
         return (grouped.transpose(1, 2) if self.transposed else grouped).flatten(2)
@@ -162,7 +165,9 @@ def rotate_neurons(
 
     Raises:
         ValueError: if an option is out of range, a pattern fits no layer, no layer is left, or a
-            weight is already parametrized, or also another module's, such as an embedding's.
+            weight is already parametrized, or also another module's, such as an embedding's, or is
+            changed by the layer's forward, such as by weight standardization, after which rotated
+            neurons would have other angles.
 
     Example:
         >>> import torch
@@ -182,13 +187,7 @@ def rotate_neurons(
     _check_layers(model, {name: layers[name] for name in names})
     for name in names:
         layer: Any = layers[name]
-        rotation = Rotation(
-            layer.weight,
-            map=map,
-            block_size=block_size,
-            groups=layer.groups if isinstance(layer, CONVOLUTIONS) else 1,
-            transposed=isinstance(layer, TRANSPOSED),
-        )
+        rotation = _rotation_of(layer, map=map, block_size=block_size)
         layer.weight.requires_grad_(False)
         register_parametrization(layer, "weight", rotation)
     return names
@@ -203,8 +202,9 @@ def assert_energy_preserved(
 ) -> None:
     """Raise unless each layer of a network has the hyperspherical energy that it had before.
 
-    Compared are the energies with s = 2, in full and in half space, of all layers that
-    :func:`mhe_core.diagnostics.inspect` finds, with or without a rotation.
+    Compared are the energies with s = 2, in full and in half space, of all Linear and convolution
+    layers of at least two neurons, with or without a rotation; no embeddings, and no others that
+    :func:`rotate_neurons` leaves to be trained.
 
     Args:
         model_before: the network before training, such as a copy.
@@ -215,7 +215,7 @@ def assert_energy_preserved(
     Raises:
         AssertionError: if an energy changed, naming every such layer and both energies, or if the
             models have different layers.
-        ValueError: if the tolerance is out of range, or a pattern fits no layer.
+        ValueError: if the tolerance is out of range, a pattern fits no layer, or no layer is left.
 
     Example:
         >>> import copy, torch
@@ -231,19 +231,29 @@ def assert_energy_preserved(
     check_number("tolerance", tolerance)
     changed = []
     for half_space, space in ((False, "full"), (True, "half")):
-        before, after = (
-            {report.name: report.energy for report in inspect(model, half_space=half_space)}
-            for model in (model_before, model_after)
-        )
+        before, after = (_energies(model, half_space) for model in (model_before, model_after))
         if before.keys() != after.keys():
             raise AssertionError(
                 f"expected the same layers before and after, got {list(before)} and {list(after)}"
             )
-        for name in before.keys() - _matching(before, exclude, "exclude"):
+        compared = before.keys() - _matching(before, exclude, "exclude")
+        if not compared:
+            raise ValueError("expected a Linear or convolution layer to compare, got none")
+        for name in compared:
             if not abs(after[name] - before[name]) <= tolerance * abs(before[name]):
                 changed.append(f"{name!r}, {space} space: {before[name]:.9g} to {after[name]:.9g}")
     if changed:
         raise AssertionError("expected the energies to stay, got " + "; ".join(sorted(changed)))
+
+
+def _energies(model: nn.Module, half_space: bool) -> dict[str, float]:
+    """Of the Linear and convolution layers, by name."""
+    weights = named_weights(model)
+    return {
+        report.name: report.energy
+        for report in inspect(model, half_space=half_space)
+        if isinstance(weights[report.name].module, (nn.Linear, *CONVOLUTIONS))
+    }
 
 
 def _check_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
@@ -260,6 +270,32 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
         if len(names := owners[id(layer.weight)]) > 1:
             shared = " and ".join(map(repr, names))
             raise ValueError(f"expected layers with weights of their own, one is {shared}")
+        if not _is_used_as_stored(layer):
+            raise ValueError(
+                f"expected layers that use their weight as it is, got one that changes it, a "
+                f"{type(layer).__name__}, in {name!r}"
+            )
+
+
+def _is_used_as_stored(layer: Any) -> bool:
+    """Whether forward hands on the very weight; taken for granted where there are no values."""
+    if layer.weight.is_meta:
+        return True
+    try:
+        used = neuron_matrix(layer)
+    except TypeError:  # what forward makes of it cannot be known
+        return False
+    stored = _rotation_of(layer).to_rows(layer.weight)
+    return torch.equal(used.flatten(0, -2), stored.flatten(0, -2))
+
+
+def _rotation_of(layer: Any, **options: Any) -> Rotation:
+    return Rotation(
+        layer.weight,
+        groups=layer.groups if isinstance(layer, CONVOLUTIONS) else 1,
+        transposed=isinstance(layer, TRANSPOSED),
+        **options,
+    )
 
 
 def _matching(names: Iterable[str], patterns: Iterable[str], option: str) -> set[str]:
