@@ -1,11 +1,14 @@
 """The effective weight of a layer that one of PEFT's adapters wraps, without importing PEFT.
 
 Known are LoRA (with DoRA and rsLoRA), OFT, BOFT, IA3, trainable tokens, and whatever adds a matrix
-to the weight and says so. Where adapters are disabled or merged, it is the wrapped layer's own.
+to the weight and says so. Where adapters are disabled or merged, it is the wrapped layer's own. A
+layer whose adapters do something else has a problem, which says so: it is never read as the wrapped
+layer alone.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mhe_core.network._in_use import CONVOLUTIONS
 from mhe_core.network._weight import Weight, dense, gathered
 
 __all__ = ["adapter_weights"]
@@ -50,15 +54,11 @@ def adapter_weights(
     if name not in weights:
         return weights
     weight = weights[name].whole()  # what the adapter adds is to be seen beside its lengths
-    if outdated(module):
-        problem = f"adapters of PEFT before {'.'.join(map(str, LEAST_PEFT))} are not known"
-        weights[name] = replace(weight, problem=problem)
-        return weights
-    if any(step_of(module, adapter) is None for adapter in adapters):
-        kind = f"{type(module).__module__}.{type(module).__name__}"
-        weights[name] = replace(weight, problem=f"what the adapter {kind} does is not known")
-        return weights
     own = [p for a in adapters for p in adapter_parameters(module, a)]
+    problem = problem_of(module, adapters)
+    if problem is not None:
+        weights[name] = replace(weight, sources=(*weight.sources, *own), problem=problem)
+        return weights
 
     def effective() -> Tensor:
         value = dense(weight.read())
@@ -85,6 +85,28 @@ class _Step(nn.Module):
         step = step_of(self.layer, self.adapter)
         assert step is not None  # otherwise the weight has a problem, and is not read
         return step(weight)
+
+
+def problem_of(module: nn.Module, adapters: list[str]) -> str | None:
+    """Why what the adapters do to the weight cannot be read; None if it can."""
+    if outdated(module):
+        return f"adapters of PEFT before {'.'.join(map(str, LEAST_PEFT))} are not known"
+    other = getattr(vars(module).get("forward"), "__self__", module)
+    if other is not module:  # as X-LoRA's, which mixes adapters by what comes in
+        kind = f"{type(other).__module__}.{type(other).__name__}"
+        return f"its forward is that of {kind}, and what that does is not known"
+    if any(step_of(module, adapter) is None for adapter in adapters):
+        kind = f"{type(module).__module__}.{type(module).__name__}"
+        where = f" to a convolution in {groups(module)} groups" if groups(module) > 1 else ""
+        return f"what the adapter {kind} does{where} is not known"
+    return None
+
+
+def groups(module: Any) -> int:
+    """Those of the convolution inside all adapters; 1 of any other layer."""
+    while "base_layer" in module._modules:
+        module = module.base_layer
+    return module.groups if isinstance(module, CONVOLUTIONS) else 1
 
 
 def outdated(module: nn.Module) -> bool:
@@ -119,7 +141,16 @@ def step_of(module: Any, adapter: str) -> Step | None:
             return step(module, adapter)
     says = getattr(module, "supports_lora_conversion", None)
     adds = any(kind.__name__ == "LycorisLayer" for kind in type(module).__mro__)  # LoHa, LoKr
-    return added(module, adapter) if adds or (says is not None and says(adapter)) else None
+    if not (adds or (says is not None and says(adapter))):
+        return None
+    return added(module, adapter) if depends_on_name(module.get_delta_weight) else None
+
+
+def depends_on_name(get_delta_weight: Any) -> bool:
+    """Whether it takes an adapter's name alone; MiSS's is a function of the weight, too."""
+    parameters = inspect.signature(get_delta_weight).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    return len(needed) == 1
 
 
 def added(module: Any, adapter: str) -> Step:
@@ -127,14 +158,28 @@ def added(module: Any, adapter: str) -> Step:
     return lambda weight: weight + module.get_delta_weight(adapter)
 
 
+def delta_of_lora(module: Any, adapter: str) -> Tensor:
+    """ΔW of LoRA, of convolutions not by PEFT, which has a wrong shape for some of them."""
+    down = dict(module.lora_A).get(adapter)
+    delta: Tensor
+    if isinstance(down, CONVOLUTIONS):
+        delta = module.lora_B[adapter].weight.flatten(1) @ down.weight.flatten(1)
+        delta = delta.view(len(delta), *down.weight.shape[1:]) * module.scaling[adapter]
+    else:
+        delta = module.get_delta_weight(adapter)
+    return delta
+
+
 def lora(module: Any, adapter: str) -> Step | None:
     """LoRA and rsLoRA (Hu et al. 2021, arXiv:2106.09685); DoRA by its own."""
+    if groups(module) > 1:  # whose inputs it mixes
+        return None
     variants = getattr(module, "lora_variant", {})
-    if adapter not in variants:
-        return added(module, adapter)
     if adapter in (getattr(module, "lora_magnitude_vector", None) or ()):
         return dora(module, adapter)
-    return added(module, adapter) if type(variants[adapter]).__name__.startswith("MiCA") else None
+    if adapter in variants and not type(variants[adapter]).__name__.startswith("MiCA"):
+        return None
+    return lambda weight: weight + delta_of_lora(module, adapter)
 
 
 def dora(module: Any, adapter: str) -> Step:
@@ -144,7 +189,7 @@ def dora(module: Any, adapter: str) -> Step:
     columns = getattr(module, "fan_in_fan_out", False) or isinstance(base, nn.Embedding)
 
     def step(weight: Tensor) -> Tensor:
-        changed: Tensor = weight + module.get_delta_weight(adapter)
+        changed = weight + delta_of_lora(module, adapter)
         others = (0,) if columns else tuple(range(1, changed.ndim))
         norm = torch.linalg.vector_norm(changed.detach(), dim=others, keepdim=True)
         scaled: Tensor = magnitude.view(norm.shape) / norm * changed
@@ -153,8 +198,10 @@ def dora(module: Any, adapter: str) -> Step:
     return step
 
 
-def oft(module: Any, adapter: str) -> Step:
+def oft(module: Any, adapter: str) -> Step | None:
     """The rows turned: W·Rᵀ (OFT, Qiu et al. 2023, arXiv:2306.07280)."""
+    if groups(module) > 1:
+        return None
     rotation = module.oft_R[adapter]
 
     def step(weight: Tensor) -> Tensor:
@@ -162,7 +209,7 @@ def oft(module: Any, adapter: str) -> Step:
         own = {"weight": rotation.weight.clone()}
         eye = torch.eye(rotation.in_features, device=weight.device, dtype=own["weight"].dtype)
         turned: Tensor = functional_call(rotation, own, (eye,)).to(weight.dtype)
-        if module.fan_in_fan_out:
+        if module.fan_in_fan_out and weight.ndim == 2:
             return turned @ weight
         return (weight.flatten(1) @ turned.mT).view_as(weight)
 

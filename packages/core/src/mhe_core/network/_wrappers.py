@@ -37,6 +37,8 @@ def _inside(module: Any) -> nn.Module | None:
         return children["base_model"]
     if "model" in children and hasattr(module, "inject_adapter"):  # the tuner in it
         return children["model"]
+    if "lora_model" in children and "internal_xlora_classifier" in children:  # X-LoRA's
+        return children["lora_model"]
     if "modules_to_save" in children and "original_module" in children:
         active = [name for name in module.active_adapters if name in module.modules_to_save]
         if active and not module.disable_adapters:
