@@ -1,6 +1,7 @@
 """Every flag of mhe-gan changes what is written, or is known not to."""
 
 import pytest
+from mhe_core.errors import UserError
 from mhe_gan import compare as compare_command
 from mhe_gan.compare import MODELS
 from mhe_gan.config import GANConfig
@@ -126,3 +127,29 @@ def test_flags_of_compare(planned):
     for name, config in methods.items():
         assert {key: getattr(config, key) for key in MODELS[name]} == MODELS[name]
     assert seeds == [3, 5]
+
+
+def test_weights_of_compare(planned):
+    settings = {"models": "sn,mhe,mhe+sn", "hidden_weights": "0.001,1", "seeds": "0"}
+    methods, _ = planned(settings)
+    with_energy = ["mhe, weight 0.001", "mhe, weight 1", "mhe+sn, weight 0.001", "mhe+sn, weight 1"]
+    assert list(methods) == ["sn", *with_energy]
+    assert [methods[label].hidden_weight for label in with_energy] == [0.001, 1, 0.001, 1]
+    assert [methods[label].spectral_norm for label in methods] == [True, False, False, True, True]
+    assert methods["sn"] == planned({"models": "sn"})[0]["sn"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_weights": "1,one"}, "expected --hidden-weights as different positive numbers"),
+        ({"hidden_weights": "1e-3,0.001"}, "expected --hidden-weights as different positive"),
+        ({"hidden_weights": "0,1"}, "expected --hidden-weights as different positive numbers"),
+        ({"hidden_weights": "1", "hidden_weight": 1.0}, "--hidden-weights, got both"),
+        ({"hidden_weights": "1", "models": "baseline,sn"}, "expected --models with MHE"),
+        ({"hidden_weights": "1", "regularizer": "none"}, "got .* --regularizer none"),
+    ],
+)
+def test_weights_that_compare_does_not_take(settings, message):
+    with pytest.raises(UserError, match=message):
+        compare_command.CompareConfig(**settings)

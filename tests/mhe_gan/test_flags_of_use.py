@@ -7,7 +7,7 @@ import mhe_gan.compare
 import numpy as np
 import pytest
 from mhe_core.errors import UserError
-from mhe_gan.compare import CompareConfig, compare
+from mhe_gan.compare import CompareConfig, compare, score_panel
 from mhe_gan.config import GANConfig, ScoreConfig
 from mhe_gan.sample import SampleConfig, sample
 from mhe_gan.score import ScoreCommandConfig, score
@@ -136,6 +136,23 @@ def test_every_scoring_flag_of_compare(name, classifiers, tmp_path_factory, monk
 
     base = {**TINY, "steps": 1, "num_samples": 20, "feature_extractor": classifiers[0]}
     check(CompareConfig, name, entries, outcome, base)
+
+
+def test_compare_at_several_weights(classifiers, tmp_path, monkeypatch):
+    drawn = count_calls(monkeypatch, mhe_gan.compare, "plot_against")
+    settings = {**TINY, "steps": 1, "num_samples": 20, "feature_extractor": classifiers[0]}
+    settings |= {"models": "sn,mhe+sn", "seeds": "0", "hidden_weights": "0.001,10"}
+    table = compare(CompareConfig(output=tmp_path, **settings))
+    labels = ["sn", "mhe+sn, weight 0.001", "mhe+sn, weight 10"]
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:5]] == [f"| {x}" for x in labels]
+    assert (tmp_path / "weights.png").stat().st_size > 5_000
+    _, runs, panels, _ = drawn[0]
+    assert [panel.key for panel in panels] == ["fid", "discriminator_above_floor"]
+    assert {label: list(at) for label, at in runs.items()} == {"sn": [None], "mhe+sn": [0.001, 10]}
+    for at, label in ((0.001, labels[1]), (10, labels[2])):
+        report = json.loads((tmp_path / label / "seed0/test.json").read_text())
+        assert runs["mhe+sn"][at][0]["fid"] == report["final"]["fid"]
+    assert score_panel(CompareConfig(score_every=1, best_by="coverage")).key == "coverage"
 
 
 @pytest.mark.parametrize("name", flags(ScoreCommandConfig))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from mhe_core.training.checkpoint import load_checkpoint
 from mhe_core.training.command import parse, run_command
@@ -15,6 +16,7 @@ from mhe_core.training.compare import (
     comma_separated,
     compare_runs,
     loaded_once,
+    positive_numbers,
     seeds_of,
     write_table,
 )
@@ -121,8 +123,12 @@ def compare_learning_rates(config: CompareConfig, lrs: Sequence[float]) -> None:
     comparisons = {
         lr: compare(replace(config, lr=lr, output=config.output / f"lr{lr:g}"), load) for lr in lrs
     }
+    labels = next(iter(comparisons.values())).summaries
+    methods: dict[str, dict[float | None, Sequence[Mapping[str, Any]]]] = {
+        label: {lr: found.summaries[label] for lr, found in comparisons.items()} for label in labels
+    }
     file = config.output / "learning_rates.png"
-    print(f"Errors: {plot_against('learning rate', comparisons, error_panel(config), file)}")
+    print(f"Errors: {plot_against('learning rate', methods, [error_panel(config)], file)}")
 
 
 def error_panel(config: CompareConfig) -> Panel:
@@ -149,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.lrs is None:
         compare(config)
     else:
-        compare_learning_rates(config, [float(lr) for lr in comma_separated(config.lrs)])
+        compare_learning_rates(config, positive_numbers(config.lrs, "--lrs"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``mhe-gan compare``: the four published models × seeds, a table, samples and curves."""
+"""``mhe-gan compare``: the four published models × weights × seeds, a table and pictures."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from mhe_core.training.compare import (
     comma_separated,
     compare_runs,
     loaded_once,
+    positive_numbers,
     seeds_of,
     write_table,
 )
-from mhe_core.training.plots import Panel, plot_curves
+from mhe_core.training.plots import Panel, plot_against, plot_curves
 from mhe_core.training.processes import make_accelerator
 from PIL import Image
 
 from mhe_gan.config import GANConfig, ScoreConfig
 from mhe_gan.data import load_split
+from mhe_gan.metrics import find_metric
 from mhe_gan.scores import Scorer
 from mhe_gan.test import TestConfig, build_scorer, described, score_run
 from mhe_gan.train import prepare, train
@@ -49,11 +51,12 @@ COLUMNS = (
     Column("largest_singular_value", "largest singular value"),
     Column("step_seconds", "seconds a step", digits=3),
 )
+ENERGY_PANEL = Panel("discriminator_above_floor", "discriminator's energy above its floor")
 PANELS = (
     Panel("inception_score", "score"),
     Panel("fid", "FID"),
     Panel("discriminator_loss", "discriminator's loss"),
-    Panel("discriminator_above_floor", "discriminator's energy above its floor"),
+    ENERGY_PANEL,
 )
 
 
@@ -65,11 +68,15 @@ class CompareConfig(GANConfig):
         output: the folder of the runs, the table, the samples and the curves.
         models: which of baseline, sn, mhe, mhe+sn, with commas between; the first is the one
             compared with.
+        hidden_weights: weights of each layer's energy, with commas between, in place of
+            --hidden-weight: each model with MHE is trained with each of them, and there is a
+            picture of the score and the energy against them.
         seeds: which, with commas between.
     """
 
     output: Path = Path("runs/compare")
     models: str = "baseline,sn,mhe,mhe+sn"
+    hidden_weights: str | None = None
     seeds: str = "0,1"
 
     def __post_init__(self) -> None:
@@ -79,17 +86,49 @@ class CompareConfig(GANConfig):
         self.hidden_weight = given
         if unknown := sorted(set(comma_separated(self.models)) - set(MODELS)):
             raise UserError(f"expected --models of {', '.join(MODELS)}, got {', '.join(unknown)}")
+        if self.hidden_weights is None:
+            return
+        positive_numbers(self.hidden_weights, "--hidden-weights")
+        if given is not None:
+            raise UserError("expected --hidden-weight or --hidden-weights, got both")
+        if self.regularizer == "none" or not any(map(has_energy, comma_separated(self.models))):
+            raise UserError(
+                f"expected --models with MHE, mhe or mhe+sn, and a --regularizer with "
+                f"--hidden-weights, got --models {self.models} and --regularizer "
+                f"{self.regularizer}"
+            )
+
+    def energy_weights(self, model: str) -> dict[str, float | None]:
+        """The weights that a model is trained with, by the label of each; None: its own."""
+        if self.hidden_weights is None or not has_energy(model):
+            return {model: self.hidden_weight}
+        found = positive_numbers(self.hidden_weights, "--hidden-weights")
+        return {f"{model}, weight {weight:g}": weight for weight in found}
+
+    def method(self, model: str, weight: float | None) -> GANConfig:
+        """The settings of a model's runs with that weight."""
+        settings = {field.name: getattr(self, field.name) for field in fields(GANConfig)}
+        return GANConfig(**{**settings, **MODELS[model], "hidden_weight": weight})
+
+
+def has_energy(model: str) -> bool:
+    """Whether a model is one with MHE."""
+    return "regularizer" not in MODELS[model]
 
 
 def compare(config: CompareConfig) -> str:
-    """Train and score what is not yet, and write table.md, table.json, samples.png, curves.png.
+    """Train and score what is not yet, and write table.md, table.json and the pictures.
+
+    These are samples.png, curves.png and, with several weights, weights.png.
 
     Returns:
         The table as Markdown.
     """
-    settings = {field.name: getattr(config, field.name) for field in fields(GANConfig)}
+    weights = {model: config.energy_weights(model) for model in comma_separated(config.models)}
     methods = {
-        name: GANConfig(**{**settings, **MODELS[name]}) for name in comma_separated(config.models)
+        label: config.method(model, weight)
+        for model, weight_of in weights.items()
+        for label, weight in weight_of.items()
     }
     seeds = seeds_of(config.seeds)
     device = make_accelerator(config.device, config.amp).device
@@ -111,11 +150,28 @@ def compare(config: CompareConfig) -> str:
     table = write_table(comparison, COLUMNS, config.output)
     plot_samples(comparison, config.output / "samples.png")
     plot_curves(comparison, PANELS, config.output / "curves.png")
+    pictures = "samples.png, curves.png"
+    if config.hidden_weights is not None:
+        runs = {
+            model: {weight: comparison.summaries[label] for label, weight in weight_of.items()}
+            for model, weight_of in weights.items()
+        }
+        panels = (score_panel(config), ENERGY_PANEL)
+        plot_against("weight of the energy", runs, panels, config.output / "weights.png")
+        pictures += ", weights.png"
     print(f"\n{table}")
     if scorer.real_score is not None:
         print(f"Score of the real images: {scorer.real_score:.2f}")
-    print(f"Samples and curves: {config.output}/samples.png, curves.png")
+    print(f"Samples and curves: {config.output}/{pictures}")
     return table
+
+
+def score_panel(config: GANConfig) -> Panel:
+    """The score that runs are compared by: what chose checkpoints, or FID where none did."""
+    name = "fid" if config.score_every is None else find_metric(config.best_by).name
+    columns = {column.key: column for column in COLUMNS}
+    column = columns.get(name, Column(name, name))
+    return Panel(name, column.title, column.scale)
 
 
 def final_scores(run: GANConfig, scorer: Scorer, steps: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ __all__ = [
     "common_columns",
     "compare_runs",
     "loaded_once",
+    "positive_numbers",
     "seeds_of",
     "write_table",
 ]
@@ -244,6 +245,21 @@ def seeds_of(text: str) -> list[int]:
     if not all(part.isdecimal() for part in parts):
         raise UserError(f"expected --seeds as numbers with commas between, got {text!r}")
     return [int(part) for part in parts]
+
+
+def positive_numbers(text: str, name: str) -> list[float]:
+    """``"0.01,0.1"`` as a list; a UserError, with the flag's name, for other than such numbers."""
+    parts = comma_separated(text)
+    try:
+        found = [float(part) for part in parts]
+    except ValueError:
+        found = []
+    wrong = not found or any(not 0 < number < math.inf for number in found)
+    if wrong or len({f"{number:g}" for number in found}) < len(found):  # by which they are named
+        raise UserError(
+            f"expected {name} as different positive numbers with commas between, got {text!r}"
+        )
+    return found
 
 
 def comma_separated(text: str) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ __all__ = ["Panel", "plot_against", "plot_curves"]
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure of metrics.jsonl against steps: its key, its axis title, its unit and scale."""
+    """One figure of a run: its key, its axis title, its unit and scale."""
 
     key: str
     title: str
@@ -54,26 +55,49 @@ def plot_curves(comparison: Comparison, panels: Sequence[Panel], file: Path) -> 
 
 
 def plot_against(
-    setting: str, comparisons: Mapping[float, Comparison], panel: Panel, file: Path
+    setting: str,
+    methods: Mapping[str, Mapping[float | None, Sequence[Mapping[str, Any]]]],
+    panels: Sequence[Panel],
+    file: Path,
 ) -> Path:
-    """Draw a figure of summary.json against a setting: each run a dot, each method a line."""
-    with drawing(file, 5.6, 4.0) as figure:
-        axis = figure.subplots()
-        found = list(comparisons)
-        for label in next(iter(comparisons.values())).summaries:
-            runs_of = [comparisons[value].summaries[label] for value in found]
-            heights = [
-                [run.get(panel.key, np.nan) * panel.scale for run in runs] for runs in runs_of
-            ]
-            (line,) = axis.plot(found, [np.mean(runs) for runs in heights], label=label)
-            for value, runs in zip(found, heights, strict=True):
-                axis.plot([value] * len(runs), runs, ".", color=line.get_color(), alpha=0.6)
-        axis.set_xscale("log")
-        axis.set_xticks(found, [f"{value:g}" for value in found])
-        axis.minorticks_off()
-        axis.set_xlabel(setting)
-        axis.set_ylabel(panel.title)
-        axis.legend()
+    """Draw figures of summary.json against a setting: each run a dot, the runs' means a line.
+
+    Args:
+        setting: its name, for the axis.
+        methods: by label, the summaries of each method's runs by the setting's value, positive; of
+            a method that does not have the setting, by None: a horizontal line, and the runs'
+            range as a band.
+        panels: the figures; runs that lack one, such as those that diverged, leave a gap.
+        file: the picture.
+    """
+    with drawing(file, 5.6 * len(panels), 4.0) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axis, panel in zip(axes, panels, strict=True):
+            for number, (label, runs_at) in enumerate(methods.items()):
+                color = f"C{number}"
+                heights = {
+                    value: np.array([run.get(panel.key, np.nan) * panel.scale for run in runs])
+                    for value, runs in runs_at.items()
+                }
+                if (level := heights.pop(None, None)) is not None:
+                    axis.axhline(level.mean(), linestyle="--", color=color, label=label)
+                    axis.axhspan(level.min(), level.max(), color=color, alpha=0.15, lw=0)
+                    continue
+                found = [value for value in heights if value is not None]
+                means = [heights[value].mean() for value in found]
+                axis.plot(found, means, color=color, label=label)
+                for value in found:
+                    dots = [value] * len(heights[value]), heights[value]
+                    axis.plot(*dots, ".", color=color, alpha=0.6)
+            every = {value for runs_at in methods.values() for value in runs_at}
+            ticks = sorted(value for value in every if value is not None)
+            axis.set_xscale("log")
+            axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
+            axis.minorticks_off()
+            axis.set_xlabel(setting)
+            axis.set_ylabel(panel.title)
+            axis.set_yscale("log" if panel.log else "linear")
+        axes[0].legend()
     return file
 
 
