@@ -7,9 +7,9 @@ import mhe_gan.train
 import numpy as np
 import pytest
 import torch
-from mhe_core.training.checkpoint import load_checkpoint
+from mhe_core.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mhe_core.training.images import DataError
-from mhe_core.training.loop import TrainingDiverged
+from mhe_core.training.loop import TrainingDiverged, TrainingInterrupted
 from mhe_core.training.run import read_config
 from mhe_core.training.seeding import seed_all
 from mhe_gan.config import GANConfig
@@ -179,19 +179,48 @@ def test_a_loss_that_is_not_finite_stops_it_and_keeps_the_last_good_state(tmp_pa
 
 
 def test_a_discriminator_without_mistakes_stops_it(tmp_path, monkeypatch):
-    published = LOSSES["non_saturating"]
-
-    def wins_from_thirteen(real, fake, calls=[]):  # noqa: B006
-        calls.append(1)
-        return published.discriminator(real, fake) * (0 if len(calls) > 12 else 1)
-
-    monkeypatch.setitem(
-        LOSSES, "non_saturating", replace(published, discriminator=wins_from_thirteen)
-    )
+    without_mistake(monkeypatch, 13)
     with pytest.raises(TrainingDiverged, match=r"below 0\.001 for 8 steps up to step 20"):
         train(config_of(tmp_path, steps=40, checkpoint_every=5))
     assert steps_of(tmp_path) == 15
     assert steps_of(tmp_path, "previous") == 10  # before the first such step
+
+
+def without_mistake(monkeypatch, first, stops=()):
+    """Losses that are 0 from a call on; a call that stops is interrupted."""
+    published = LOSSES["non_saturating"]
+    calls = []
+
+    def discriminator(real, fake):
+        calls.append(1)
+        if len(calls) in stops:
+            raise KeyboardInterrupt
+        return published.discriminator(real, fake) * (0 if len(calls) >= first else 1)
+
+    monkeypatch.setitem(LOSSES, "non_saturating", replace(published, discriminator=discriminator))
+
+
+def test_a_resumed_run_still_knows_of_the_steps_without_mistake(tmp_path, monkeypatch):
+    without_mistake(monkeypatch, 13, stops=[18])
+    settings = {"steps": 40, "checkpoint_every": 5}
+    with pytest.raises(TrainingInterrupted):
+        train(config_of(tmp_path, **settings))
+    assert steps_of(tmp_path) == 15
+    with pytest.raises(TrainingDiverged, match=r"below 0\.001 for 8 steps up to step 20"):
+        train(config_of(tmp_path, **settings, resume=True))
+
+
+def test_a_checkpoint_from_before_they_were_counted_is_continued(tmp_path):
+    run = tmp_path / "run"
+    train(config_of(run, steps=4))
+    content = load_checkpoint(run / "checkpoints/last")
+    del content["state"]["without_mistake"]
+    save_checkpoint(run / "checkpoints/last", content)
+    assert train(config_of(run, steps=8, resume=True))["steps"] == 8
+    del content["state"]["generator"]
+    save_checkpoint(run / "checkpoints/last", content)
+    with pytest.raises(CheckpointError, match="does not hold generator"):
+        train(config_of(run, steps=12, resume=True))
 
 
 def test_images_of_another_size(tmp_path):

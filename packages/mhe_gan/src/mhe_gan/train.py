@@ -36,6 +36,7 @@ from mhe_gan.config import GANConfig
 from mhe_gan.data import load_split, to_images
 from mhe_gan.losses import find_loss
 from mhe_gan.metrics import find_metric
+from mhe_gan.mistakes import StepsWithoutMistake
 from mhe_gan.networks import NOISE_DIM, create_networks, find_networks, singular_values
 from mhe_gan.penalties import LeCam, gradient_penalty
 from mhe_gan.sample import calibrate, class_names, draw_noise, generate, grid_columns, save_grid
@@ -147,8 +148,10 @@ class Trainer:
         self.wrapped_discriminator, self.discriminator_optimizer = accelerator.prepare(
             self.fast_discriminator, adam(self.discriminator.parameters())
         )
-        self.lecam = LeCam(reduce=partial(accelerator.reduce, reduction="mean"))
-        self.steps_without_mistake = torch.zeros((), dtype=torch.int64, device=device)
+        mean = partial(accelerator.reduce, reduction="mean")
+        self.lecam = LeCam(reduce=mean)
+        limit = self.loss.no_mistake
+        self.without_mistake = None if limit is None else StepsWithoutMistake(limit, mean)
 
     def _regularizer(
         self, network: nn.Module, weight: float, without: str
@@ -185,6 +188,7 @@ class Trainer:
             "regularizer": self.regularizer,
             "generator_regularizer": self.generator_regularizer,
             "lecam": self.lecam if config.lecam else None,
+            "without_mistake": self.without_mistake,
             "scaler": accelerator.scaler,
         }
         return Loop(
@@ -195,6 +199,7 @@ class Trainer:
             batch_size=config.batch_size * config.n_dis,
             train_step=self.step,
             state={name: part for name, part in parts.items() if part is not None},
+            new_state=frozenset({"without_mistake"}),
             figures=self.figures,
             evaluate=self.evaluate if config.evaluate_every is not None else None,
             evaluate_every=config.evaluate_every,
@@ -220,9 +225,8 @@ class Trainer:
         d_loss, d_penalty = means.pop("discriminator_loss"), means.pop("penalty")
         if self.config.ema:
             update_average(self.average, self.generator, self.config.ema, step)
-        if self.loss.no_mistake is not None:
-            perfect = d_loss < self.loss.no_mistake
-            self.steps_without_mistake = (self.steps_without_mistake + 1) * perfect
+        if self.without_mistake is not None:
+            self.without_mistake.watch(torch.as_tensor(d_loss))
         return {
             "loss": g_loss + d_loss + g_penalty + d_penalty,
             "generator_loss": g_loss,
@@ -387,8 +391,9 @@ class Trainer:
             file = run.path / "samples" / f"step{taken:06d}.png"
             save_grid(grid, file, columns)
             run.trackers.picture("samples", file, taken)
-        due = taken % config.checkpoint_every == 0
-        if due and (count := int(self.steps_without_mistake)) >= config.checkpoint_every:
+        if self.without_mistake is None or taken % config.checkpoint_every:
+            return
+        if (count := self.without_mistake.count) >= config.checkpoint_every:
             raise TrainingDiverged(
                 f"the discriminator's loss was below {self.loss.no_mistake} for {count} steps up "
                 f"to step {taken}, so that the generator learns nothing; the state before that is "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +69,8 @@ class Loop:
         train_step: takes one step, ``train_step(step, batch)`` with ``step`` from 0, and returns
             scalars to be averaged since the record before, ``loss`` and ``penalty`` among them.
         state: everything that a step changes, by name.
+        new_state: names of state that checkpoints did not always hold: a run whose checkpoint
+            does not goes on with it as it is at the beginning.
         figures: what is quickly said of the present state, for every record.
         evaluate: figures of the present state that take their time, without changing it.
         evaluate_every: steps between two evaluations.
@@ -90,6 +92,7 @@ class Loop:
     batch_size: int
     train_step: Callable[[int, Batch], Mapping[str, Tensor | float]]
     state: Mapping[str, Stateful]
+    new_state: Set[str] = frozenset()
     figures: Callable[[], dict[str, float]] | None = None
     evaluate: Callable[[], dict[str, float]] | None = None
     evaluate_every: int | None = None
@@ -251,7 +254,10 @@ class Loop:
         if file.exists():
             content = load_checkpoint(file)
             self._check_data(content, file)
-            restore_state(self.state, content["state"], str(file))
+            saved = content["state"]
+            lacking = self.new_state - set(saved)
+            kept = {name: part for name, part in self.state.items() if name not in lacking}
+            restore_state(kept, saved, str(file))
             device = self.accelerator.device
             self._sums = {name: value.to(device) for name, value in content["sums"].items()}
             self._count = content["count"]
