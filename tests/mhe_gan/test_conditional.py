@@ -1,7 +1,9 @@
 """Networks that know classes: what each module computes, and that classes reach it."""
 
+import json
 from types import SimpleNamespace
 
+import mhe_gan.sample
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from mhe_gan.config import GANConfig
 from mhe_gan.networks import IMAGE_SIZES, NETWORKS, create_networks, singular_values
 from mhe_gan.sample import (
     SampleConfig,
+    apportioned,
     calibrate,
     draw_noise,
     generate,
@@ -19,6 +22,9 @@ from mhe_gan.sample import (
     load_generator,
     sample,
 )
+from mhe_gan.sources import open_source
+from mhe_gan.test import TestConfig
+from mhe_gan.test import test as score_run
 from mhe_gan.train import train
 from PIL import Image
 from support.images import noise_folder
@@ -280,6 +286,57 @@ def test_statistics_are_of_all_classes():
     counts = torch.cat(seen).bincount(minlength=100)
     assert counts.sum() == 2048
     assert counts.min() >= 20
+
+
+@pytest.mark.parametrize("num", [1, 7, 60, 1000])
+@pytest.mark.parametrize("counts", [[10, 10, 10], [90, 9, 1], [5, 0, 3], [1, 1000, 333]])
+def test_classes_are_as_frequent_as_in_training(counts, num):
+    classes = apportioned(counts, num)
+    assert torch.equal(classes, apportioned(counts, num))
+    found = classes.bincount(minlength=3).numpy()
+    exact = np.array(counts) * num / sum(counts)
+    assert found.sum() == len(classes) == num
+    assert np.abs(found - exact).max() < 1
+    half = classes[: num // 2].bincount(minlength=3).numpy()  # and evenly spread
+    assert np.abs(half - exact / 2).max() <= 1.5
+
+
+def test_scores_are_of_classes_as_frequent_as_in_training(tmp_path, monkeypatch, classifiers):
+    data = noise_folder(tmp_path / "data", size=32)
+    files = sorted((data / "train").rglob("*.png"))
+    left = {name: [file for file in files if file.parent.name == name] for name in "abc"}
+    for name, kept in (("a", 1), ("b", 5)):
+        for file in left[name][kept:]:
+            file.unlink()
+    counts = {"a": 1, "b": 5, "c": len(left["c"])}
+    total = sum(counts.values())
+    scored = {"score_every": 1, "num_samples": 10 * total, "feature_extractor": classifiers[0]}
+    seen = []
+
+    def watched(generator, noise, batch_size=500, classes=None):
+        seen.append(classes)
+        return generate(generator, noise, batch_size, classes)
+
+    monkeypatch.setattr(mhe_gan.sample, "generate", watched)
+    config = GANConfig(
+        output=tmp_path / "run", data=str(data), conditional=True, width=0.0625, batch_size=4,
+        steps=1, device="cpu", **scored,
+    )  # fmt: skip
+    train(config)
+    expected = [10 * count for count in counts.values()]
+    of_alarm, of_scores = seen  # grids are made elsewhere
+    assert of_scores.bincount().tolist() == expected
+    assert (
+        np.abs(of_alarm.bincount().numpy() - 512 / total * np.array([*counts.values()])).max() < 1
+    )
+    del scored["score_every"]
+    report = score_run(TestConfig(run=config.output, device="cpu", **scored))
+    named = {name: 10 * count for name, count in counts.items()}
+    assert report["samples_of_class"] == named
+    assert json.loads((config.output / "test.json").read_text())["samples_of_class"] == named
+    assert seen[-1].bincount().tolist() == expected
+    list(open_source(str(config.output), num_images=10 * total).batches())
+    assert seen[-1].bincount().tolist() == expected
 
 
 def test_classes_of_one_kind_are_refused(tmp_path):

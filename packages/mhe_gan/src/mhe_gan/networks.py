@@ -85,6 +85,7 @@ def create_networks(
     spectral_normed: bool = True,
     channels: int = 3,
     classes: Sequence[str] = (),
+    class_counts: Sequence[int] = (),
 ) -> tuple[nn.Module, nn.Module]:
     """A generator and a discriminator by name.
 
@@ -96,11 +97,12 @@ def create_networks(
             estimated by one power iteration at each forward pass in training mode.
         channels: of the images, 3 or 1.
         classes: the names of the images' classes, for networks that are conditional on them.
+        class_counts: how many training images each class has; default: equally many.
 
     Returns:
-        The generator (noise [B, 128] to images in [−1, 1]), whose attribute ``classes`` has their
-        names, and the discriminator (images to logits [B]). With classes, both take them [B],
-        int64, as a second argument.
+        The generator (noise [B, 128] to images in [−1, 1]), whose attributes ``classes`` and
+        ``class_counts`` have their names and numbers, and the discriminator (images to logits [B]).
+        With classes, both take them [B], int64, as a second argument.
 
     Raises:
         ValueError: if the name is unknown, or a size is out of range.
@@ -124,6 +126,7 @@ def create_networks(
     generator = pair.generator(**sizes, num_classes=len(classes))
     discriminator = pair.discriminator(**sizes, num_classes=len(classes))
     generator.classes = tuple(classes)  # type: ignore[assignment]  # no tensor
+    generator.class_counts = tuple(class_counts)  # type: ignore[assignment]
     if spectral_normed:
         for module in discriminator.modules():
             if isinstance(module, NORMED):

@@ -28,6 +28,7 @@ __all__ = [
     "SampleConfig",
     "calibrate",
     "class_names",
+    "classes_as_trained",
     "draw_noise",
     "generate",
     "grid_columns",
@@ -36,6 +37,7 @@ __all__ = [
     "main",
     "sample",
     "save_grid",
+    "scored_samples",
 ]
 
 WIDEST = 20  # images, a grid with a column for each class
@@ -98,6 +100,7 @@ def load_generator(
         image_size=content["facts"]["image_size"],
         channels=config.channels,
         classes=content["facts"].get("classes", ()),
+        class_counts=content["facts"].get("class_counts", ()),  # there was a time without
     )
     name = "average" if average and config.ema else "generator"
     restore_state({name: generator}, content["state"], str(file))
@@ -109,10 +112,12 @@ def calibrate(average: nn.Module) -> nn.Module:
     """Set the batch norms' statistics to those of the averaged weights; returns the generator.
 
     Averaged weights give other activations than the weights they were averaged from, so that the
-    running statistics of training do not fit them. Estimated from a fixed noise.
+    running statistics of training do not fit them. Estimated from a fixed noise, of classes as
+    frequent as in training.
     """
     device = next(average.parameters()).device
-    inputs = [x.to(device) for x in (draw_noise(2048, seed=0), *classes_in_turn(average, 2048))]
+    noise, classes = draw_noise(2048, seed=0), classes_as_trained(average, 2048)
+    inputs = [x.to(device) for x in (noise, classes) if x is not None]
     update_bn(torch.arange(2048, device=device).split(64), _Drawn(average, inputs))
     return average.eval()
 
@@ -137,6 +142,42 @@ def classes_in_turn(generator: nn.Module, num: int, each: int = 1) -> tuple[Tens
     """
     count = len(class_names(generator))
     return (torch.arange(num) // each % count,) if count else ()
+
+
+def classes_as_trained(generator: nn.Module, num: int) -> Tensor | None:
+    """The classes of ``num`` images, as frequent as in training; None without conditioning.
+
+    Those of a generator whose training images were not counted are equally frequent.
+
+    Returns:
+        int64 [num], always the same for a generator.
+    """
+    count = len(class_names(generator))
+    if not count:
+        return None
+    return apportioned(getattr(generator, "class_counts", ()) or (1,) * count, num)
+
+
+def apportioned(counts: Sequence[int], num: int) -> Tensor:
+    """So many classes in the proportion of the counts, each evenly spread.
+
+    How many a class gets is rounded by the largest remainders, and the j-th of n is put at
+    (j + ½)/n of the way.
+
+    Returns:
+        int64 [num], in [0, number of classes).
+
+    Example:
+        >>> apportioned([30, 10], 8), apportioned([1, 1, 1], 5)
+        (tensor([0, 0, 1, 0, 0, 0, 1, 0]), tensor([0, 1, 2, 0, 1]))
+    """
+    exact = torch.tensor(counts, dtype=torch.float64) * num / sum(counts)
+    whole = exact.long()
+    most = (whole - exact).argsort(stable=True)[: num - int(whole.sum())]
+    whole[most] += 1
+    places = [(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in whole.tolist()]
+    classes = torch.arange(len(whole)).repeat_interleave(whole)
+    return classes[torch.cat(places).argsort(stable=True)]
 
 
 def class_names(generator: nn.Module) -> tuple[str, ...]:
@@ -182,6 +223,17 @@ def generate(
     for parts in zip(*(x.split(batch_size) for x in (noise, *chosen)), strict=True):
         pixels = to_pixels(generator(*(part.to(device) for part in parts)))
         yield pixels.expand(-1, 3, -1, -1)  # of grey images, too
+
+
+def scored_samples(
+    generator: nn.Module, num: int, seed: int, batch_size: int = 500
+) -> Iterator[Tensor]:
+    """The images that scores are of, as :func:`generate` makes them.
+
+    The noise is the seed's, and classes are as frequent as in training.
+    """
+    classes = classes_as_trained(generator, num)
+    yield from generate(generator, draw_noise(num, seed), batch_size, classes)
 
 
 def save_grid(pixels: Tensor, file: Path, columns: int = 8) -> None:

@@ -16,7 +16,7 @@ from mhe_core.training.run import CONFIG_FILE
 from torch import Tensor
 
 from mhe_gan.features import FeatureSet
-from mhe_gan.sample import draw_noise, generate, load_generator
+from mhe_gan.sample import load_generator, scored_samples
 
 __all__ = ["ImageSource", "open_source"]
 
@@ -89,11 +89,11 @@ def open_source(
 def gan_samples(
     run: Path, num_images: int, batch_size: int, seed: int, device: torch.device | str
 ) -> ImageSource:
-    """Samples of a run's final generator."""
+    """Samples of a run's final generator, of classes as frequent as in training."""
 
     def batches() -> Iterator[Tensor]:
         generator, _, _ = load_generator(run)
-        yield from generate(generator.to(device), draw_noise(num_images, seed), batch_size)
+        yield from scored_samples(generator.to(device), num_images, seed, batch_size)
 
     return ImageSource(str(run), num_images, batches, Counter())
 

@@ -15,12 +15,18 @@ from mhe_core.training.command import parse, run_command
 from mhe_core.training.files import write_atomically
 from mhe_core.training.processes import make_accelerator
 from mhe_core.training.run import saved_config
+from torch import nn
 
 from mhe_gan.config import GANConfig, ScoreConfig
 from mhe_gan.data import load_split
 from mhe_gan.extractors import describe_extractor, extractor_digest, load_extractor
 from mhe_gan.metrics import find_metric
-from mhe_gan.sample import draw_noise, generate, load_generator
+from mhe_gan.sample import (
+    class_names,
+    classes_as_trained,
+    load_generator,
+    scored_samples,
+)
 from mhe_gan.scores import Scorer
 
 __all__ = ["TestConfig", "build_scorer", "described", "main", "score_run", "test"]
@@ -78,7 +84,8 @@ def score_run(config: TestConfig, scorer: Scorer) -> dict[str, Any]:
 
     Returns:
         The scores of ``final`` and, if a score chose checkpoints/best while it trained, of
-        ``best``, each with its step; what they were made with; the real images' own score.
+        ``best``, each with its step; what they were made with; the real images' own score. The
+        samples' classes are as frequent as those of the training images.
     """
     settings = run_settings(config)
     report = described(config, scorer)
@@ -88,11 +95,20 @@ def score_run(config: TestConfig, scorer: Scorer) -> dict[str, Any]:
         report["best_chosen_by"] = f"{settings.best_by} while it trained"
     for name, checkpoint in chosen.items():
         generator, _, step = load_generator(config.run, checkpoint, config.average)
-        noise = draw_noise(config.num_samples, config.seed)
-        generator.to(scorer.device)
-        report[name] = {"step": step, **scorer(generate(generator, noise))}
+        report["samples_of_class"] = samples_of_class(generator, config.num_samples)
+        samples = scored_samples(generator.to(scorer.device), config.num_samples, config.seed)
+        report[name] = {"step": step, **scorer(samples)}
     write_atomically(Path(config.run) / "test.json", json.dumps(report, indent=2) + "\n")
     return report
+
+
+def samples_of_class(generator: nn.Module, num: int) -> dict[str, int] | None:
+    """How many samples are of each class, by its name; None without conditioning."""
+    classes = classes_as_trained(generator, num)
+    if classes is None:
+        return None
+    names = class_names(generator)
+    return dict(zip(names, classes.bincount(minlength=len(names)).tolist(), strict=True))
 
 
 def run_settings(config: TestConfig) -> GANConfig:

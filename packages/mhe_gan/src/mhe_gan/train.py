@@ -39,7 +39,15 @@ from mhe_gan.metrics import find_metric
 from mhe_gan.mistakes import StepsWithoutMistake
 from mhe_gan.networks import NOISE_DIM, create_networks, find_networks, singular_values
 from mhe_gan.penalties import LeCam, gradient_penalty
-from mhe_gan.sample import calibrate, class_names, draw_noise, generate, grid_columns, save_grid
+from mhe_gan.sample import (
+    calibrate,
+    class_names,
+    draw_noise,
+    generate,
+    grid_columns,
+    save_grid,
+    scored_samples,
+)
 from mhe_gan.scores import Scorer
 from mhe_gan.test import build_scorer
 
@@ -105,6 +113,7 @@ class Trainer:
         device = accelerator.device
         if config.conditional and len(images.classes) < 2:
             raise DataError(f"expected images of several classes, those of {config.data} have one")
+        self.class_counts = images.labels.bincount(minlength=len(images.classes)).tolist()
         seed_all(config.seed)
         self.generator, self.discriminator = (
             network.to(device)
@@ -115,6 +124,7 @@ class Trainer:
                 spectral_normed=config.spectral_norm,
                 channels=config.channels,
                 classes=images.classes if config.conditional else (),
+                class_counts=self.class_counts,
             )
         )
         self.loss = find_loss(config.loss)
@@ -204,7 +214,11 @@ class Trainer:
             evaluate=self.evaluate if config.evaluate_every is not None else None,
             evaluate_every=config.evaluate_every,
             best="selection" if config.score_every is not None else None,
-            facts={"image_size": self.images.size[0], "classes": list(class_names(self.generator))},
+            facts={
+                "image_size": self.images.size[0],
+                "classes": list(class_names(self.generator)),
+                "class_counts": self.class_counts,
+            },
             after_step=lambda taken: self.after_step(run, taken),
             after_record=lambda record: self.after_record(run, record),
         )
@@ -339,8 +353,8 @@ class Trainer:
             found = self.collapse(generator)
             if self.scorer is None:
                 return found
-            noise = draw_noise(self.config.num_samples, self.config.seed)
-            scores = self.scorer(generate(generator, noise))
+            config = self.config
+            scores = self.scorer(scored_samples(generator, config.num_samples, config.seed))
             sign = -1 if self.chosen_by.higher_is_better else 1
             return {**found, **scores, "selection": sign * scores[self.chosen_by.name]}
 
@@ -352,7 +366,7 @@ class Trainer:
 
         It looks in evaluation mode, so that spectral norm takes no power iteration.
         """
-        samples = generate(generator, draw_noise(COMPARED, self.config.seed), batch_size=64)
+        samples = scored_samples(generator, COMPARED, self.config.seed, batch_size=64)
         self.discriminator.eval()
         features = cast("Callable[[Tensor], Tensor]", self.discriminator.features)
         found = [
