@@ -23,7 +23,7 @@ from mhe_gan.sample import (
     sample,
 )
 from mhe_gan.sources import open_source
-from mhe_gan.test import TestConfig
+from mhe_gan.test import TestConfig, build_scorer
 from mhe_gan.test import test as score_run
 from mhe_gan.train import train
 from PIL import Image
@@ -265,6 +265,28 @@ def test_grey_images_are_written_and_scored_as_all_others(tmp_path):
     assert pixels.shape == (4, 3, 32, 32)
     assert torch.equal(pixels[:, 0], pixels[:, 1])
     assert torch.equal(pixels[:, 0], pixels[:, 2])
+
+
+def test_grey_samples_are_compared_with_grey_images(tmp_path, classifiers):
+    data = noise_folder(tmp_path / "data", size=32)
+    settings = {"width": 0.0625, "batch_size": 8, "steps": 1, "device": "cpu", "data": str(data)}
+    found = {}
+    for channels in (1, 3):
+        config = GANConfig(output=tmp_path / str(channels), channels=channels, **settings)
+        train(config)
+        scored = {"num_samples": 20, "feature_extractor": classifiers[0], "device": "cpu"}
+        test = TestConfig(run=config.output, **scored)
+        scorer = build_scorer(config, torch.device("cpu"), test)
+        files = sorted((data / "train").rglob("*.png"))
+        images = [Image.open(file).convert("RGB") for file in files]
+        if channels == 1:
+            images = [image.convert("L").convert("RGB") for image in images]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        expected = scorer.extractor(pixels)[0]
+        torch.testing.assert_close(scorer.reference, expected, rtol=0, atol=0.02)
+        found[channels] = score_run(test)
+    assert found[1]["reference"] == "24 train images, grey"
+    assert found[3]["reference"] == "24 train images"
 
 
 def test_statistics_are_of_all_classes():

@@ -248,6 +248,14 @@ def test_resized_and_compressed_sides_are_pointed_out(tmp_path):
     assert any("JPEG on one side only (100% of the files; reference 0%)" in n for n in notes)
 
 
+def test_grey_images_on_one_side_are_pointed_out():
+    faces = pixels(40, 1, size=32)
+    grey = np.repeat(faces[..., :1], 3, axis=3)
+    (note,) = unlike(appearance(grey), appearance(faces))
+    assert note == "grey images on one side only (100%; reference 0%)"
+    assert unlike(appearance(grey), appearance(grey)) == []
+
+
 def test_traces_of_jpeg_show_where_the_format_does_not(tmp_path):
     faces = pixels(100, size=40)
     folder = write(tmp_path / "jpeg", faces, ".jpg", quality=50)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mhe_gan.config import GANConfig
 from mhe_gan.networks import find_networks
 
-__all__ = ["load_split", "to_images", "to_pixels"]
+__all__ = ["as_generated", "load_split", "to_images", "to_pixels"]
 
 
 def load_split(config: GANConfig, split: str = "train") -> ImageSet:
@@ -52,6 +52,19 @@ def to_images(pixels: Tensor, channels: int = 3) -> Tensor:
         red, green, blue = images.split(1, dim=1)
         images = 0.299 * red + 0.587 * green + 0.114 * blue
     return images / 127.5 - 1
+
+
+def as_generated(pixels: Tensor, channels: int = 3) -> Tensor:
+    """uint8 [B, 3, h, w] as a generator of so many channels could draw them: of one, in grey.
+
+    Example:
+        >>> red_green_blue = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 3, 1, 1)
+        >>> as_generated(red_green_blue, channels=1).flatten()
+        tensor([18, 18, 18], dtype=torch.uint8)
+    """
+    if channels == 3:
+        return pixels
+    return to_pixels(to_images(pixels, channels)).expand(-1, 3, -1, -1)
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from mhe_core.training.run import saved_config
 from torch import nn
 
 from mhe_gan.config import GANConfig, ScoreConfig
-from mhe_gan.data import load_split
+from mhe_gan.data import as_generated, load_split
 from mhe_gan.extractors import describe_extractor, extractor_digest, load_extractor
 from mhe_gan.metrics import find_metric
 from mhe_gan.sample import (
@@ -54,7 +54,7 @@ class TestConfig(ScoreConfig):
 def build_scorer(
     config: GANConfig, device: torch.device, scores: ScoreConfig | None = None
 ) -> Scorer:
-    """A scorer against the real images of a run.
+    """A scorer against the real images of a run, in grey where its samples are.
 
     Args:
         config: the run's settings.
@@ -66,7 +66,8 @@ def build_scorer(
     real = load_split(config, scores.reference)
     batches = whole_set(real, 100, workers=config.workers, device=device)
     metrics = [find_metric(config.best_by)] if config.score_every is not None else []
-    return Scorer(extractor, (pixels for pixels, _ in batches), device=device, metrics=metrics)
+    reference = (as_generated(pixels, config.channels) for pixels, _ in batches)
+    return Scorer(extractor, reference, device=device, metrics=metrics)
 
 
 def test(config: TestConfig) -> dict[str, Any]:
@@ -118,13 +119,14 @@ def run_settings(config: TestConfig) -> GANConfig:
 
 def described(config: TestConfig, scorer: Scorer) -> dict[str, Any]:
     """What a report's scores were made with."""
+    grey = ", grey" if run_settings(config).channels == 1 else ""
     return {
         "num_samples": config.num_samples,
         "seed": config.seed,
         "average": config.average,
         "extractor": describe_extractor(config.feature_extractor),
         "weights": extractor_digest(config.feature_extractor, config.weights),
-        "reference": f"{len(scorer.reference)} {config.reference} images",
+        "reference": f"{len(scorer.reference)} {config.reference} images{grey}",
         "real_inception_score": scorer.real_score,
     }
 

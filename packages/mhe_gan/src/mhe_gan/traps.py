@@ -31,10 +31,12 @@ class Appearance:
     Attributes:
         sizes: how many images have each height and width.
         formats: how many files are JPEG and how many other.
+        grey: how many images have no colour.
     """
 
     formats: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    grey: int = 0
     _sums: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
     _looked_at: int = 0
 
@@ -42,6 +44,7 @@ class Appearance:
         """Hand the batches on, and look at them."""
         for images in batches:
             self.sizes[tuple(images.shape[-2:])] += len(images)  # type: ignore[index]
+            self.grey += int((images == images[:, :1]).flatten(1).all(1).sum())
             if self._looked_at < LOOKED_AT and min(images.shape[-2:]) >= 16:
                 self._look(images[..., :CORNER, :CORNER].cpu())
             yield images
@@ -76,6 +79,9 @@ def unlike(ours: Appearance, theirs: Appearance) -> list[str]:
             f"sizes differ ({described(ours.sizes)}; reference {described(theirs.sizes)}): "
             "the extractor resizes each side by another factor"
         )
+    grey = [side.grey / max(side.sizes.total(), 1) for side in (ours, theirs)]
+    if abs(grey[0] - grey[1]) > 0.5:
+        notes.append(f"grey images on one side only ({grey[0]:.0%}; reference {grey[1]:.0%})")
     jpeg = [side.formats["JPEG"] / side.formats.total() for side in (ours, theirs) if side.formats]
     if len(jpeg) == 2 and abs(jpeg[0] - jpeg[1]) > 0.5:
         notes.append(f"JPEG on one side only ({jpeg[0]:.0%} of the files; reference {jpeg[1]:.0%})")
