@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mhe_core.training.run import RunError
-from mhe_gan import sources
+from mhe_gan import extractors, sources
 from mhe_gan.config import GANConfig
 from mhe_gan.extractors import GROUP, describe_extractor, extractor_digest, load_extractor
 from mhe_gan.features import FeatureSet
@@ -381,9 +381,7 @@ def test_inception_is_the_same_by_its_name_and_by_default(folders, classifiers, 
     run(folders[0], feature_extractor=classifiers[0], save_statistics=tmp_path / "kept.npz")
     kept = FeatureSet.load(tmp_path / "kept.npz")
     for given in (None, "inception"):
-        of_inception = replace(
-            kept, extractor=describe_extractor(given), weights=extractor_digest(given, None)
-        )
+        of_inception = replace(kept, extractor=describe_extractor(given), weights="digest")
         of_inception.save(tmp_path / "inception.npz")
         for asked in (None, "inception"):
             assert run(tmp_path / "inception.npz", feature_extractor=asked).num_images == 60
@@ -400,6 +398,57 @@ def test_statistics_are_those_of_the_same_weights(folders, classifiers, tmp_path
     shutil.copytree(classifiers[1], classifier)
     with pytest.raises(ValueError, match="as it is now, got those of other weights"):
         run(tmp_path / "kept.npz", folders[0], **settings)
+
+
+class TwoByTwo(torch.nn.Module):
+    """In place of Inception, whose weights no test downloads: 12 features by one matrix."""
+
+    def __init__(self, name, features, feature_extractor_weights_path=None):
+        super().__init__()
+        self.matrix = torch.nn.Parameter(torch.eye(12), requires_grad=False)
+        if feature_extractor_weights_path is not None:
+            self.load_state_dict(torch.load(feature_extractor_weights_path))
+
+    def forward(self, images):
+        pooled = torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1) / 64
+        return pooled @ self.matrix, pooled
+
+
+def test_weights_count_by_their_tensors_wherever_they_come_from(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(extractors, "FeatureExtractorInceptionV3", TwoByTwo)
+    files = {name: tmp_path / f"{name}.pth" for name in ("same", "as_well", "other")}
+    torch.save({"matrix": torch.eye(12)}, files["same"])
+    torch.save({"matrix": torch.eye(12)}, files["as_well"], _use_new_zipfile_serialization=False)
+    torch.save({"matrix": 2 * torch.eye(12)}, files["other"])
+    downloaded = {"feature_extractor": None}
+    kept = tmp_path / "kept.npz"
+    run(folders[0], **downloaded, save_statistics=kept)
+    for weights in (None, files["same"], files["as_well"]):
+        run(kept, folders[1], **downloaded, weights=weights)
+        run(kept, **downloaded, weights=weights)
+    for sides in ([kept, folders[1]], [kept]):
+        with pytest.raises(ValueError, match="as it is now, got those of other weights"):
+            run(*sides, **downloaded, weights=files["other"])
+    run(folders[1], **downloaded, weights=files["other"], save_statistics=tmp_path / "other.npz")
+    monkeypatch.setattr(extractors, "FeatureExtractorInceptionV3", None)  # nothing is downloaded
+    assert run(kept, kept, **downloaded).scores["precision"].value == 1
+    with pytest.raises(ValueError, match="expected statistics of one extractor on both sides"):
+        run(kept, tmp_path / "other.npz", **downloaded)
+
+
+def test_extractors_are_told_apart_by_tensors_and_kind():
+    def digest(module, name="it"):
+        return extractor_digest(module, name)
+
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(2, 3).requires_grad_(False)
+    copy = torch.nn.Linear(2, 3)
+    assert digest(linear) != digest(copy)
+    copy.load_state_dict(linear.state_dict())
+    assert digest(linear) == digest(copy) == digest(copy, "another name")
+    assert digest(linear) != digest(copy.bfloat16())
+    assert digest(torch.nn.Flatten(), "a") != digest(torch.nn.Flatten(), "b")
+    assert digest(torch.nn.Flatten(), "a") != digest(torch.nn.Identity(), "a")
 
 
 def zipped(path, name):

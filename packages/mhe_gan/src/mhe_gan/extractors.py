@@ -9,6 +9,7 @@ an extractor needs no path, one without arguments. Applications do not import ea
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
@@ -25,13 +26,12 @@ from mhe_core.entry_points import (
     matching,
 )
 from mhe_core.errors import UserError
-from mhe_core.training.checkpoint import weights_digest
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-__all__ = ["describe_extractor", "extractor_digest", "load_extractor"]
+__all__ = ["describe_extractor", "extractor_digest", "is_downloaded", "load_extractor"]
 
 GROUP = "mhe_gan.feature_extractors"
 KIND = "feature extractor"  # in messages
@@ -76,9 +76,26 @@ def describe_extractor(run: Path | str | None) -> str:
     return "InceptionV3" if run is None or str(run) == INCEPTION else str(run)
 
 
-def extractor_digest(run: Path | str | None, weights: Path | None) -> str:
-    """What tells an extractor from others, whatever its files are called."""
-    return weights_digest(weights or describe_extractor(run))
+def extractor_digest(extractor: nn.Module, name: str) -> str:
+    """What tells an extractor from others, wherever its weights come from.
+
+    Of its class and its tensors; where it has none, of its name.
+    """
+    kind = type(extractor)
+    known = hashlib.sha256(f"{kind.__module__}.{kind.__qualname__}".encode())
+    tensors = {k: v for k, v in extractor.state_dict().items() if isinstance(v, Tensor)}
+    for key, value in sorted(tensors.items()):
+        known.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+        known.update(value.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    if not tensors:
+        known.update(name.encode())
+    return known.hexdigest()
+
+
+def is_downloaded(run: Path | str | None, weights: Path | None) -> bool:
+    """Whether the weights of what the flags ask for come from elsewhere."""
+    name = INCEPTION if run is None else str(run)
+    return weights is None and name in (INCEPTION, *SHORT_NAMES, *FIDELITY_NAMES)
 
 
 def call(entry: EntryPoint, argument: str) -> nn.Module:

@@ -31,7 +31,7 @@ class FeatureSet:
         moments: mean [d] and covariance [d, d], float64, where the features themselves are not
             known.
         extractor: what they are features of.
-        weights: what tells that extractor's weights apart, where it is known.
+        weights: digest of that extractor's tensors, where it is known.
     """
 
     features: Tensor | None

@@ -16,7 +16,12 @@ from mhe_core.training.compare import comma_separated
 from mhe_core.training.processes import resolve_device
 from torch import nn
 
-from mhe_gan.extractors import describe_extractor, extractor_digest, load_extractor
+from mhe_gan.extractors import (
+    describe_extractor,
+    extractor_digest,
+    is_downloaded,
+    load_extractor,
+)
 from mhe_gan.features import FeatureSet, extract
 from mhe_gan.frechet import extrapolated_frechet
 from mhe_gan.metrics import METRICS, NORMAL, Score, find_metric, measure
@@ -147,9 +152,18 @@ def score(config: ScoreCommandConfig) -> Report:
     ]
     check_numbers(opened, config)
     extractor = None
-    if any(isinstance(source, ImageSource) for source in opened):
+    of_images = any(isinstance(source, ImageSource) for source in opened)
+    if of_images or not is_downloaded(config.feature_extractor, config.weights):
         extractor = load_extractor(config.feature_extractor, config.weights).to(device).eval()
-    sides = [read(source, extractor, config, device) for source in opened]
+    name = describe_extractor(config.feature_extractor)
+    digest = None if extractor is None else extractor_digest(extractor, name)
+    sides = [
+        known_side(source, name, digest)
+        if isinstance(source, FeatureSet)
+        else read(source, extractor, name, digest, device)
+        for source in opened
+    ]
+    check_weights([side.features for side in sides])
     ours, theirs = sides[0], sides[1] if sides[1:] else None
     if config.save_statistics is not None:
         ours.features.save(config.save_statistics)
@@ -216,35 +230,48 @@ def check_numbers(opened: Sequence[ImageSource | FeatureSet], config: ScoreComma
     )
 
 
+def known_side(features: FeatureSet, name: str, digest: str | None) -> Side:
+    """A side of a file of statistics, if they are of the extractor that was asked for.
+
+    They are told by its weights, or by its name where either side's are not known.
+    """
+    by_weights = None not in (features.weights, digest)
+    if features.weights != digest if by_weights else features.extractor not in (None, name):
+        other = features.extractor
+        if other == name:
+            raise UserError(
+                f"expected statistics of {name} as it is now, got those of other weights: make "
+                "them anew with --save-statistics"
+            )
+        raise UserError(
+            f"expected statistics of {name}, got those of {other}: give it as --feature-extractor"
+        )
+    note = () if features.extractor else ("statistics that do not say what they are features of",)
+    return Side(features, None, note)
+
+
 def read(
-    source: ImageSource | FeatureSet,
+    source: ImageSource,
     extractor: nn.Module | None,
-    config: ScoreCommandConfig,
+    name: str,
+    digest: str | None,
     device: torch.device,
 ) -> Side:
-    """The features of one side, computed where they do not come from a file."""
-    name = describe_extractor(config.feature_extractor)
-    weights = extractor_digest(config.feature_extractor, config.weights)
-    if isinstance(source, FeatureSet):
-        known = source.weights is not None
-        if source.weights != weights if known else source.extractor not in (None, name):
-            other = source.extractor
-            if other == name:
-                raise UserError(
-                    f"expected statistics of {name} as it is now, got those of other weights: make "
-                    "them anew with --save-statistics"
-                )
-            raise UserError(
-                f"expected statistics of {name}, got those of {other}: give it as "
-                "--feature-extractor"
-            )
-        note = () if source.extractor else ("statistics that do not say what they are features of",)
-        return Side(source, None, note)
+    """A side of images, whose features are computed."""
     assert extractor is not None
     appearance = Appearance(source.formats)
     features = extract(extractor, appearance.watch(source.batches()), device, name)
-    features = replace(features, weights=weights)
-    return Side(features, appearance, source.notes)
+    return Side(replace(features, weights=digest), appearance, source.notes)
+
+
+def check_weights(sides: Sequence[FeatureSet]) -> None:
+    """Raise a UserError for features of extractors with different weights."""
+    known = {side.weights: side.extractor for side in sides if side.weights is not None}
+    if len(known) > 1:
+        raise UserError(
+            "expected statistics of one extractor on both sides, got those of "
+            f"{' and '.join(map(str, known.values()))} with different weights"
+        )
 
 
 def warnings(ours: Side, theirs: Side | None) -> list[str]:

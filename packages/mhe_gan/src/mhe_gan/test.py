@@ -119,13 +119,14 @@ def run_settings(config: TestConfig) -> GANConfig:
 
 def described(config: TestConfig, scorer: Scorer) -> dict[str, Any]:
     """What a report's scores were made with."""
+    name = describe_extractor(config.feature_extractor)
     grey = ", grey" if run_settings(config).channels == 1 else ""
     return {
         "num_samples": config.num_samples,
         "seed": config.seed,
         "average": config.average,
-        "extractor": describe_extractor(config.feature_extractor),
-        "weights": extractor_digest(config.feature_extractor, config.weights),
+        "extractor": name,
+        "weights": extractor_digest(scorer.extractor, name),
         "reference": f"{len(scorer.reference)} {config.reference} images{grey}",
         "real_inception_score": scorer.real_score,
     }
