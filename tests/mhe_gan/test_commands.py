@@ -9,7 +9,13 @@ import pytest
 import torch
 from mhe_core.training.checkpoint import CheckpointError
 from mhe_core.training.run import RunError
-from mhe_gan.sample import draw_noise, interpolated_noise, load_generator
+from mhe_gan.sample import (
+    SampleConfig,
+    draw_noise,
+    interpolated_noise,
+    load_generator,
+    sample,
+)
 from PIL import Image
 from support.forks import run_python
 from support.programs import script
@@ -55,6 +61,40 @@ def test_sample_grid_and_single_images(trained, tmp_path, command):
     assert np.array_equal(
         pixels(tmp_path / "same.png"), pixels(trained / "samples" / "step000024.png")
     )
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".TIFF", ".webp", ".jpg", ".jpeg"])
+def test_a_grid_is_of_the_format_that_its_name_says(trained, tmp_path, suffix):
+    settings = {"run": trained, "num": 4, "average": False, "device": "cpu"}
+    sample(SampleConfig(output=tmp_path / "grid.png", **settings))
+    file = tmp_path / f"grid{suffix}"
+    sample(SampleConfig(output=file, **settings))
+    with Image.open(file) as image:
+        written, found = image.format, np.asarray(image.convert("RGB")).astype(int)
+    assert written == Image.registered_extensions()[suffix.lower()]
+    difference = np.abs(found - pixels(tmp_path / "grid.png"))
+    assert (difference.max() == 0) == (written != "JPEG")
+    assert difference.mean() < 4
+
+
+def test_where_no_samples_can_be_written(trained, tmp_path):
+    def write(name):
+        sample(SampleConfig(run=trained, output=tmp_path / name, num=2, device="cpu"))
+
+    with pytest.raises(ValueError, match=r"ends with \.bmp, .*\.webp.*got .*grid\.gif"):
+        write("grid.gif")
+    write("folder.v2")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "folder.v2").iterdir()}
+    assert sorted(before) == ["000000.png", "000001.png"]
+    with pytest.raises(ValueError, match=r"expected a new or an empty folder.*folder\.v2 holds"):
+        write("folder.v2")
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "folder.v2").iterdir()}
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(ValueError, match=r"expected a folder.*file is a file"):
+        write("file")
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(ValueError, match=r"expected a file.*folder\.jpg is a folder"):
+        write("folder.jpg")
 
 
 def test_sample_interpolates_between_two_noises(trained, tmp_path, command):

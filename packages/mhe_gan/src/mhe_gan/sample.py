@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from mhe_core.errors import UserError
@@ -40,6 +41,17 @@ __all__ = [
     "scored_samples",
 ]
 
+# The files of grids, by suffix, and how Pillow writes them: without loss, but for JPEG.
+JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+FORMATS: dict[str, dict[str, Any]] = {
+    ".bmp": {"format": "BMP"},
+    ".jpeg": JPEG,
+    ".jpg": JPEG,
+    ".png": {"format": "PNG"},
+    ".tif": {"format": "TIFF"},
+    ".tiff": {"format": "TIFF"},
+    ".webp": {"format": "WEBP", "lossless": True},
+}
 WIDEST = 20  # images, a grid with a column for each class
 
 
@@ -49,7 +61,8 @@ class SampleConfig:
 
     Attributes:
         run: the run directory.
-        output: a file.png for a grid, or a folder for single images.
+        output: a file for a grid, that ends with .png, .bmp, .tif or .webp, which lose nothing, or
+            with .jpg; or a new folder for single images, as PNG.
         num: how many images.
         seed: of the noise.
         interpolate: images a row from one noise to another; 0: every image has its own noise.
@@ -237,14 +250,43 @@ def scored_samples(
 
 
 def save_grid(pixels: Tensor, file: Path, columns: int = 8) -> None:
-    """Write uint8 images [N, 3, h, w] as one PNG, ``columns`` a row; replaces it atomically."""
+    """Write uint8 images [N, 3, h, w] as one, ``columns`` a row; replaces the file atomically."""
     save_image(make_grid(pixels.cpu(), nrow=columns, padding=2, pad_value=255), file)
 
 
 def save_image(pixels: Tensor, file: Path) -> None:
-    """Write one uint8 image [3, h, w] as PNG under a temporary name, then rename it."""
+    """Write one uint8 image [3, h, w], as its suffix says, then rename it to its name."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
     with replacing(file, "wb") as stream:
-        Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(stream, format="PNG")
+        image.save(stream, **FORMATS[file.suffix.lower()])
+
+
+def is_grid(output: Path) -> bool:
+    """Whether samples are to be written as a grid, and not as single images.
+
+    Raises:
+        UserError: if neither can be written there, or images would be mixed with others.
+    """
+    suffix = output.suffix.lower()
+    if suffix in FORMATS:
+        if output.is_dir():
+            raise UserError(f"expected a file for a grid, {output} is a folder")
+        return True
+    if suffix in Image.registered_extensions():
+        raise UserError(
+            f"expected --output that ends with {', '.join(FORMATS)}, or a folder for single "
+            f"images, got {output}"
+        )
+    if output.exists() and not output.is_dir():
+        raise UserError(
+            f"expected a folder for single images, or a file that ends with {', '.join(FORMATS)}, "
+            f"{output} is a file"
+        )
+    if output.is_dir() and (found := len(list(output.iterdir()))):
+        raise UserError(
+            f"expected a new or an empty folder for single images, {output} holds {found} files"
+        )
+    return False
 
 
 def grid_columns(generator: nn.Module, num: int) -> int:
@@ -271,7 +313,12 @@ def find_class(generator: nn.Module, name: str) -> int:
 
 
 def sample(config: SampleConfig) -> None:
-    """Write a grid, or single images ``000000.png``, …."""
+    """Write a grid, or single images ``000000.png``, ….
+
+    Raises:
+        UserError: if it cannot be written there, or the run has no such class.
+    """
+    as_grid = is_grid(config.output)
     generator, _, _ = load_generator(config.run, config.checkpoint, config.average)
     generator.to(resolve_device(config.device))
     columns = grid_columns(generator, config.num)
@@ -287,7 +334,7 @@ def sample(config: SampleConfig) -> None:
     else:
         noise = draw_noise(config.num, config.seed)
     batches = generate(generator, noise, config.batch_size, classes)
-    if config.output.suffix.lower() == ".png":
+    if as_grid:
         save_grid(torch.cat([batch.cpu() for batch in batches]), config.output, columns)
         return
     images = (image for batch in batches for image in batch)
