@@ -2,11 +2,13 @@ import copy
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mhe_gan.train
 import numpy as np
 import pytest
 import torch
+from mhe_core.errors import UserError
 from mhe_core.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from mhe_core.training.images import DataError
 from mhe_core.training.loop import TrainingDiverged, TrainingInterrupted
@@ -237,6 +239,24 @@ def test_images_of_another_size(tmp_path):
     train(config)
     with Image.open(tmp_path / "run" / "samples" / "step000002.png") as grid:
         assert grid.size == (8 * 50 + 2, 8 * 50 + 2)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n_dis", "processes"), [(1, 1, 1), (1, 3, 1), (3, 1, 2), (3, 2, 2)]
+)
+def test_one_image_a_batch_is_too_few_for_batch_norm(tmp_path, batch_size, n_dis, processes):
+    def load(config):
+        raise AssertionError("images are read for nothing")
+
+    config = config_of(tmp_path, batch_size=batch_size, n_dis=n_dis, steps=1)
+    accelerator = SimpleNamespace(num_processes=processes, is_main_process=True)
+    expected = rf"--batch-size at least {2 * processes} for .* dcgan.* got {batch_size}"
+    with pytest.raises(UserError, match=expected):
+        mhe_gan.train.prepare(config, accelerator, load=load)
+
+
+def test_one_image_is_enough_where_it_has_several_values_a_channel(tmp_path):
+    train(config_of(tmp_path, batch_size=1, steps=1, model="resnet"))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ __all__ = [
     "SNDCGANDiscriminator",
     "create_networks",
     "find_networks",
+    "fits_batch",
     "singular_values",
 ]
 
@@ -132,6 +133,22 @@ def create_networks(
             if isinstance(module, NORMED):
                 spectral_norm(module)
     return generator, discriminator
+
+
+def fits_batch(name: str, num: int) -> bool:
+    """Whether a generator can be trained on so few images at a time: batch norm wants two values.
+
+    No network is made: only the shapes of its maps are looked at.
+    """
+    pair = find_networks(name)
+    size = pair.image_sizes[0]
+    with torch.device("meta"):
+        generator, _ = create_networks(name, image_size=size, spectral_normed=False)
+        try:
+            generator.train()(torch.empty(num, NOISE_DIM))
+        except ValueError:
+            return False
+    return True
 
 
 def singular_values(network: nn.Module) -> dict[str, Tensor]:

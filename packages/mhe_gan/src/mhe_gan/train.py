@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from mhe_core import NetworkRegularizer, neuron_matrix
 from mhe_core.autocast import without_autocast
 from mhe_core.diagnostics.bounds import lower_bound
-from mhe_core.errors import users_request
+from mhe_core.errors import UserError, users_request
 from mhe_core.training.clipping import clip_gradients
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.compiling import compiled
@@ -37,7 +37,13 @@ from mhe_gan.data import load_split, to_images
 from mhe_gan.losses import find_loss
 from mhe_gan.metrics import find_metric
 from mhe_gan.mistakes import StepsWithoutMistake
-from mhe_gan.networks import NOISE_DIM, create_networks, find_networks, singular_values
+from mhe_gan.networks import (
+    NOISE_DIM,
+    create_networks,
+    find_networks,
+    fits_batch,
+    singular_values,
+)
 from mhe_gan.penalties import LeCam, gradient_penalty
 from mhe_gan.sample import (
     calibrate,
@@ -90,6 +96,13 @@ def prepare(
     load: Callable[[GANConfig], ImageSet] = load_split,
 ) -> Trainer:
     """The run's images, its scorer if it asks for scores, and what is to be trained."""
+    processes = accelerator.num_processes
+    fewest = config.batch_size * config.n_dis // processes // config.n_dis
+    if 0 < fewest < 2 and not fits_batch(config.model, fewest):
+        raise UserError(
+            f"expected --batch-size at least {2 * processes} for the batch norms of the networks "
+            f"{config.model}, two images a process, got {config.batch_size}"
+        )
     images = load(config)
     if scorer is None and config.score_every is not None and accelerator.is_main_process:
         scorer = build_scorer(config, accelerator.device)
