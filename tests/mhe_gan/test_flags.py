@@ -107,7 +107,7 @@ def test_no_entry_is_left_over(entries):
 @pytest.fixture
 def planned(monkeypatch, tmp_path):
     """The runs that compare would start with such settings: methods and seeds."""
-    monkeypatch.setattr(compare_command, "build_scorer", lambda *arguments: None)
+    monkeypatch.setattr(compare_command, "build_scorer", lambda *arguments, **more: None)
     return planning(monkeypatch, compare_command, tmp_path)
 
 

@@ -4,11 +4,13 @@ import json
 import shutil
 
 import mhe_gan.compare
+import mhe_gan.test
 import numpy as np
 import pytest
 from mhe_core.errors import UserError
 from mhe_gan.compare import CompareConfig, compare, score_panel
 from mhe_gan.config import GANConfig, ScoreConfig
+from mhe_gan.data import load_split
 from mhe_gan.sample import SampleConfig, sample
 from mhe_gan.score import ScoreCommandConfig, score
 from mhe_gan.test import TestConfig
@@ -115,9 +117,23 @@ def test_every_flag_of_test(name, runs, classifiers):
     check(TestConfig, name, entries, outcome, {**base, "device": "cpu"})
 
 
+def test_a_run_with_scores_reads_its_images_once(classifiers, tmp_path, monkeypatch):
+    elsewhere = count_calls(monkeypatch, mhe_gan.test, "load_split")
+    scored = {"score_every": 2, "num_samples": 20, "feature_extractor": classifiers[0]}
+    read = []
+
+    def load(config):
+        read.append(config)
+        return load_split(config)
+
+    train(GANConfig(output=tmp_path, **TINY, **scored), load=load)
+    assert (len(read), len(elsewhere)) == (1, 0)
+
+
 @pytest.mark.parametrize("name", flags(ScoreConfig))
 def test_every_scoring_flag_of_compare(name, classifiers, tmp_path_factory, monkeypatch):
     loaded = count_calls(monkeypatch, mhe_gan.compare, "load_split")
+    elsewhere = count_calls(monkeypatch, mhe_gan.test, "load_split")
     entries = {
         "num_samples": Changes(30, what="figures"),
         "feature_extractor": Changes(classifiers[1], what="figures"),
@@ -128,8 +144,10 @@ def test_every_scoring_flag_of_compare(name, classifiers, tmp_path_factory, monk
     def outcome(settings):
         output = tmp_path_factory.mktemp("compare")
         loaded.clear()
+        elsewhere.clear()
         compare(CompareConfig(output=output, models="sn", seeds="0", **settings))
         assert len(loaded) == 1
+        assert len(elsewhere) == (settings.get("reference") == "test")
         report = json.loads((output / "sn/seed0/test.json").read_text())
         assert f"{report['final']['fid']:.2f}" in (output / "table.md").read_text()
         return figures([report["final"], report["real_inception_score"]])

@@ -132,9 +132,8 @@ def compare(config: CompareConfig) -> str:
     }
     seeds = seeds_of(config.seeds)
     device = make_accelerator(config.device, config.amp).device
-    scorer = build_scorer(next(iter(methods.values())), device)
-
     load = loaded_once(load_split)
+    scorer = build_scorer(next(iter(methods.values())), device, load=load)
 
     def train_and_score(run: GANConfig) -> dict[str, Any]:
         summary = train(run, scorer, load)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from mhe_core.training.batches import whole_set
 from mhe_core.training.command import parse, run_command
 from mhe_core.training.files import write_atomically
+from mhe_core.training.images import ImageSet
 from mhe_core.training.processes import make_accelerator
 from mhe_core.training.run import saved_config
 from torch import nn
@@ -52,7 +53,10 @@ class TestConfig(ScoreConfig):
 
 
 def build_scorer(
-    config: GANConfig, device: torch.device, scores: ScoreConfig | None = None
+    config: GANConfig,
+    device: torch.device,
+    scores: ScoreConfig | None = None,
+    load: Callable[[GANConfig], ImageSet] = load_split,
 ) -> Scorer:
     """A scorer against the real images of a run, in grey where its samples are.
 
@@ -60,10 +64,12 @@ def build_scorer(
         config: the run's settings.
         device: where features are computed.
         scores: how to score; default: as the run's own settings say.
+        load: reads the training images, if they are those that are compared with.
     """
     scores = scores or config
     extractor = load_extractor(scores.feature_extractor, scores.weights)
-    real = load_split(config, scores.reference)
+    of_training = scores.reference == "train"
+    real = load(config) if of_training else load_split(config, scores.reference)
     batches = whole_set(real, 100, workers=config.workers, device=device)
     metrics = [find_metric(config.best_by)] if config.score_every is not None else []
     reference = (as_generated(pixels, config.channels) for pixels, _ in batches)

@@ -105,7 +105,7 @@ def prepare(
         )
     images = load(config)
     if scorer is None and config.score_every is not None and accelerator.is_main_process:
-        scorer = build_scorer(config, accelerator.device)
+        scorer = build_scorer(config, accelerator.device, load=lambda _: images)
     return Trainer(config, images, accelerator, scorer)
 
 
