@@ -256,6 +256,43 @@ def test_grey_images_on_one_side_are_pointed_out():
     assert unlike(appearance(grey), appearance(grey)) == []
 
 
+def test_saved_statistics_know_what_their_images_looked_like(tmp_path):
+    faces = pixels(100, 1, size=32, cells=20)
+    small = [Image.fromarray(image).resize((20, 20)) for image in faces]
+    again = np.stack([np.asarray(image.resize((32, 32))) for image in small])
+    sides = {
+        "png": write(tmp_path / "png", faces),
+        "jpeg": write(tmp_path / "jpeg", faces, ".jpg", quality=60),
+        "smooth": write(tmp_path / "smooth", again),
+        "small": write(tmp_path / "small", faces[:, :20, :20]),
+        "grey": write(tmp_path / "grey", np.repeat(faces[..., :1], 3, axis=3)),
+    }
+
+    def notes(*given, **settings):
+        return run(*given, metrics="fid", **settings).notes
+
+    for name, folder in sides.items():
+        run(folder, save_statistics=tmp_path / f"{name}.npz")
+        of_images = notes(folder, sides["png"])
+        assert (of_images == []) == (name == "png")
+        kept = tmp_path / f"{name}.npz", tmp_path / "png.npz"
+        assert notes(*kept) == of_images
+        assert notes(folder, kept[1]) == of_images
+        assert notes(kept[0], sides["png"]) == of_images
+        assert notes(*kept, num_samples=90) == of_images
+
+
+def test_statistics_of_before_they_knew_are_read(folders, tmp_path):
+    run(folders[0], save_statistics=tmp_path / "kept.npz")
+    with np.load(tmp_path / "kept.npz") as kept:
+        arrays = {name: kept[name] for name in kept.files if name != "appearance"}
+    savez(tmp_path / "old.npz", **arrays)
+    assert run(tmp_path / "old.npz", folders[1]).scores.keys() == set(NAMES)
+    savez(tmp_path / "bad.npz", **arrays, appearance=np.array("{"))
+    with pytest.raises(ValueError, match=r"cannot read what the images of .*bad\.npz looked like"):
+        run(tmp_path / "bad.npz", folders[1])
+
+
 def test_traces_of_jpeg_show_where_the_format_does_not(tmp_path):
     faces = pixels(100, size=40)
     folder = write(tmp_path / "jpeg", faces, ".jpg", quality=50)

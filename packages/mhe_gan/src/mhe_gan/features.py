@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import torch
 from mhe_core.errors import UserError
 from mhe_core.training.files import replacing
 from torch import Tensor, nn
+
+from mhe_gan.traps import Appearance
 
 __all__ = ["FeatureSet", "StatisticsError", "extract"]
 
@@ -32,6 +35,7 @@ class FeatureSet:
             known.
         extractor: what they are features of.
         weights: digest of that extractor's tensors, where it is known.
+        appearance: what the images looked like, where it is known.
     """
 
     features: Tensor | None
@@ -39,6 +43,7 @@ class FeatureSet:
     moments: tuple[np.ndarray, np.ndarray] | None = None
     extractor: str | None = None
     weights: str | None = None
+    appearance: Appearance | None = None
 
     @property
     def num_images(self) -> int | None:
@@ -68,7 +73,7 @@ class FeatureSet:
         return x.mean(0), np.cov(x, rowvar=False).reshape(x.shape[1], x.shape[1])
 
     def subset(self, num_images: int, seed: int) -> FeatureSet:
-        """That many of the images, drawn by the seed.
+        """That many of the images, drawn by the seed; their appearance is that of all.
 
         Raises:
             StatisticsError: if there are fewer, or no more is known than the moments.
@@ -78,7 +83,7 @@ class FeatureSet:
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randperm(self.num_images, generator=generator)[:num_images].sort().values
         features, logits = (None if x is None else x[rows] for x in (self.features, self.logits))
-        return FeatureSet(features, logits, extractor=self.extractor, weights=self.weights)
+        return replace(self, features=features, logits=logits)
 
     def save(self, file: Path) -> None:
         """Write an .npz that :meth:`load` reads; mean and covariance go by ``mu`` and ``sigma``.
@@ -89,6 +94,8 @@ class FeatureSet:
         arrays = {"mu": mu, "sigma": sigma, "extractor": np.array(self.extractor or "")}
         if self.weights is not None:
             arrays["weights"] = np.array(self.weights)
+        if self.appearance is not None:
+            arrays["appearance"] = np.array(json.dumps(self.appearance.plain()))
         for name, rows in (("features", self.features), ("logits", self.logits)):
             if rows is not None:
                 arrays[name] = rows.numpy()
@@ -110,6 +117,13 @@ class FeatureSet:
         if strangers := [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]:
             raise StatisticsError(f"expected arrays in {file}, got {', '.join(strangers)}")
         extractor, weights = (str(arrays.get(k, "")) or None for k in ("extractor", "weights"))
+        try:
+            looks = arrays.get("appearance")
+            appearance = None if looks is None else Appearance.of_plain(json.loads(str(looks)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StatisticsError(
+                f"cannot read what the images of {file} looked like: {error}"
+            ) from error
         for name in ("features", "logits", "mu", "sigma"):
             if name in arrays:
                 check_finite(arrays[name], name, file)
@@ -126,7 +140,7 @@ class FeatureSet:
                     f"expected features [N, d] and logits [N, C] in {file}, got {found}"
                 )
             logits = tensors.get("logits")
-            return cls(tensors["features"], logits, extractor=extractor, weights=weights)
+            return cls(tensors["features"], logits, None, extractor, weights, appearance)
         if not {"mu", "sigma"} <= arrays.keys():
             found = ", ".join(f"{k} {v.dtype} {list(v.shape)}" for k, v in sorted(arrays.items()))
             raise StatisticsError(
@@ -138,7 +152,7 @@ class FeatureSet:
             raise StatisticsError(
                 f"expected mu [d] and sigma [d, d] in {file}, got {mu.shape} and {sigma.shape}"
             )
-        return cls(None, moments=(mu, sigma), extractor=extractor, weights=weights)
+        return cls(None, None, (mu, sigma), extractor, weights, appearance)
 
 
 def check_finite(array: np.ndarray, name: str, file: Path) -> None:

@@ -86,10 +86,9 @@ class ScoreCommandConfig:
 
 @dataclass(frozen=True)
 class Side:
-    """One side's features, and what its images looked like, where there are images."""
+    """One side's features, and what there is to say of them."""
 
     features: FeatureSet
-    appearance: Appearance | None
     notes: tuple[str, ...] = ()
 
 
@@ -247,7 +246,7 @@ def known_side(features: FeatureSet, name: str, digest: str | None) -> Side:
             f"expected statistics of {name}, got those of {other}: give it as --feature-extractor"
         )
     note = () if features.extractor else ("statistics that do not say what they are features of",)
-    return Side(features, None, note)
+    return Side(features, note)
 
 
 def read(
@@ -261,7 +260,7 @@ def read(
     assert extractor is not None
     appearance = Appearance(source.formats)
     features = extract(extractor, appearance.watch(source.batches()), device, name)
-    return Side(replace(features, weights=digest), appearance, source.notes)
+    return Side(replace(features, weights=digest, appearance=appearance), source.notes)
 
 
 def check_weights(sides: Sequence[FeatureSet]) -> None:
@@ -289,8 +288,9 @@ def warnings(ours: Side, theirs: Side | None) -> list[str]:
     if ours.features.dim != theirs.features.dim:
         dims = f"{ours.features.dim} and {theirs.features.dim}"
         raise UserError(f"expected features of one dimension on both sides, got {dims}")
-    if ours.appearance is not None and theirs.appearance is not None:
-        notes += unlike(ours.appearance, theirs.appearance)
+    scored, real = ours.features.appearance, theirs.features.appearance
+    if scored is not None and real is not None:
+        notes += unlike(scored, real)
     return notes
 
 

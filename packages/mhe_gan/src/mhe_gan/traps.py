@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,31 @@ class Appearance:
             self._sums += torch.stack(
                 [steps[border].mean(), steps[~border].mean(), steps.mean(), far]
             )
+
+    def plain(self) -> dict[str, Any]:
+        """What JSON can hold, for :meth:`of_plain`."""
+        return {
+            "formats": dict(self.formats),
+            "sizes": [[*size, count] for size, count in self.sizes.items()],
+            "grey": self.grey,
+            "sums": self._sums.tolist(),
+            "looked_at": self._looked_at,
+        }
+
+    @classmethod
+    def of_plain(cls, content: dict[str, Any]) -> Appearance:
+        """What :meth:`plain` has made.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it is something else.
+        """
+        return cls(
+            Counter(content["formats"]),
+            Counter({(height, width): count for height, width, count in content["sizes"]}),
+            content["grey"],
+            torch.tensor(content["sums"], dtype=torch.float64),
+            content["looked_at"],
+        )
 
     @property
     def blocks(self) -> float | None:
