@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mhe_gan.features import FeatureSet, StatisticsError, extract
 from mhe_gan.frechet import FrechetReference, extrapolated_frechet
-from mhe_gan.metrics import METRICS, find_metric, measure
+from mhe_gan.metrics import METRICS, find_metric, jackknife_error, measure
 from torch import nn
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -46,6 +48,61 @@ def test_neighbourhoods_are_those_of_torch_fidelity_and_prdc(n, m, dim, seed):
     theirs = prdc.compute_prdc(real.features.numpy(), fake.features.numpy(), nearest_k=5)
     for name in ("density", "coverage"):
         assert value(name, fake, real) == pytest.approx(theirs[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fid", "kid", "precision", "density"])
+def test_intervals_are_of_the_jackknife(name):
+    """Of the metric without each image in turn: its variance is (N − 1)/N times their squares."""
+    fake, real = images(30, 3, 1, 0.3), images(30, 3, 2)
+    without = np.array([
+        value(name, FeatureSet(torch.cat([fake.features[:i], fake.features[i + 1 :]])), real)
+        for i in range(30)
+    ])  # fmt: skip
+    error = np.sqrt(29 / 30 * ((without - without.mean()) ** 2).sum())
+    found = measure(replace(METRICS[name], bounds=(-np.inf, np.inf)), fake, real, 30)
+    tolerance = 0.05 if name == "kid" else 1e-4  # torch-fidelity's takes random subsets
+    assert found.high - found.value == pytest.approx(1.959964 * error, rel=tolerance)
+
+
+@pytest.mark.parametrize("parts", [7, 20, 50])
+def test_parts_may_differ_in_size(parts):
+    """Of a mean, whose standard error is s/√N, to the chance of which images make a part."""
+    x = torch.randn(101, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    sizes = [len(part) for part in np.array_split(x, parts)]
+    errors = []
+    for seed in range(200):
+        split = np.array_split(np.random.default_rng(seed).permutation(x), parts)
+        without = [(x.sum() - part.sum()) / (len(x) - len(part)) for part in split]
+        errors.append(jackknife_error(x.mean(), without, sizes))
+    assert np.mean(np.square(errors)) == pytest.approx(x.var(ddof=1) / len(x), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "count", "scale", "low", "high"),
+    [
+        ("fid", 32, 40, 1.0, 0.95, 1.5),
+        ("recall", 8, 300, 0.8, 0.93, 1.25),
+        ("precision", 8, 300, 1.2, 0.85, 1.15),
+    ],
+)
+def test_intervals_are_about_as_wide_as_the_figures_spread(name, dim, count, scale, low, high):
+    """With the bootstrap: FID 2.5 times, recall 0.72 times."""
+
+    def scaled(seed):
+        return FeatureSet(scale * images(count, dim, seed).features)
+
+    real = images(count, dim, 0)
+    found = [measure(METRICS[name], scaled(seed), real, 30) for seed in range(1, 121)]
+    values = np.array([one.value for one in found])
+    widths = np.array([(one.high - one.low) / (2 * 1.959964) for one in found])
+    assert low < widths.mean() / values.std(ddof=1) < high
+    inside = [one.low <= values.mean() <= one.high for one in found]
+    assert np.mean(inside) > 0.9
+
+
+def test_without_a_part_too_few_may_remain_for_an_interval():
+    two = images(2, 3, 1)
+    assert measure(METRICS["fid"], two, images(9, 3, 2)).low is None
 
 
 def test_blocks_change_no_figure(monkeypatch):
@@ -91,7 +148,7 @@ def test_a_resample_is_the_metric_of_the_repeated_images(name):
 def test_intervals_hold_what_other_images_of_the_generator_score(name):
     score = measure(METRICS[name], images(300, seed=1, shift=0.3), REAL)
     once = torch.ones(1, 300)
-    drawn = [images(300, seed=seed, shift=0.3) for seed in range(20, 40)]
+    drawn = [images(300, seed=seed, shift=0.3) for seed in range(20, 80)]
     others = [float(METRICS[name].resampled(other, REAL, once)) for other in drawn]
     assert score.low < score.value < score.high
     assert (score.high - score.low) / 3.92 == pytest.approx(np.std(others), rel=0.6)

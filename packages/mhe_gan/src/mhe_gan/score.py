@@ -47,8 +47,9 @@ class ScoreCommandConfig:
             run.
         unequal: compare sides of unequal numbers, which most scores do not allow.
         unbiased: also FID extrapolated to endlessly many images.
-        resamples: of the bootstrap that gives the intervals; 0 for none.
-        seed: of samples, subsets and resamples.
+        resamples: parts of the scored images, each of which is left out once for the intervals; 0
+            for no intervals.
+        seed: of samples, subsets and parts.
         save_statistics: a file.npz for the features of the scored images, which can then be given
             in place of the images.
         json: print JSON.
