@@ -1,10 +1,14 @@
 """``mhe-gan score`` on files, with an extractor that an installed package offers."""
 
+import io
 import json
+import os
 import shutil
+import tarfile
 import zipfile
 from dataclasses import replace
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,12 +297,68 @@ def test_statistics_of_before_they_knew_are_read(folders, tmp_path):
         run(tmp_path / "bad.npz", folders[1])
 
 
-def test_traces_of_jpeg_show_where_the_format_does_not(tmp_path):
-    faces = pixels(100, size=40)
-    folder = write(tmp_path / "jpeg", faces, ".jpg", quality=50)
+@pytest.mark.parametrize("quality", [50, 75, 90])
+def test_jpeg_shows_where_the_format_does_not(tmp_path, quality):
+    faces = pixels(150, size=40)
+    folder = write(tmp_path / "jpeg", faces, ".jpg", quality=quality)
     read = np.stack([np.asarray(Image.open(file)) for file in sorted(folder.rglob("*.jpg"))])
     (note,) = unlike(appearance(read), appearance(faces))
-    assert "traces of JPEG's blocks" in note
+    assert note.startswith("one side went through JPEG, whatever its format is now")
+    assert unlike(appearance(read[:75]), appearance(read[75:])) == []
+    cropped = unlike(appearance(read[:, 4:, 4:]), appearance(faces[:, 4:, 4:]))
+    assert not any("went through" in note for note in cropped)  # which the docstring says
+
+
+def test_other_formats_with_losses_are_pointed_out_by_their_files(tmp_path):
+    faces = pixels(60, size=32)
+    webp = write(tmp_path / "webp", faces, ".webp", quality=80)
+    png = write(tmp_path / "png", faces)
+    notes = run(webp, png, metrics="fid").notes
+    assert any(n.startswith("WebP on one side only (100% of the files; ref") for n in notes)
+    assert run(png, png, metrics="fid").notes == []
+
+
+@pytest.mark.parametrize("size", [36, 40, 64, 96])
+def test_images_enlarged_by_repeating_pixels_are_pointed_out(size):
+    faces = pixels(100, 1, size=32)
+
+    def resized(method):
+        images = [Image.fromarray(image).resize((size, size), method) for image in faces]
+        return appearance(np.stack([np.asarray(image) for image in images]))
+
+    notes = unlike(resized(Image.Resampling.NEAREST), resized(Image.Resampling.BICUBIC))
+    assert any(note.startswith("one side was enlarged by repeating pixels") for note in notes)
+    assert unlike(resized(Image.Resampling.NEAREST), resized(Image.Resampling.NEAREST)) == []
+    assert resized(Image.Resampling.BICUBIC).repeated == 0
+    assert appearance(np.full_like(faces, 255)).repeated == 0  # which is a plain background
+
+
+def test_real_photographs_are_not_pointed_out():
+    """CIFAR-10 as JPEG, which shows; smaller, as it does not; and drawings in black and white."""
+    data = Path(os.environ.get("MHE_TEST_DATA", ""))
+    if "MHE_TEST_DATA" not in os.environ or not (data / "cifar10-jpeg.tar.gz").exists():
+        pytest.skip("MHE_TEST_DATA names no folder with cifar10-jpeg.tar.gz")
+    photographs, drawings = (
+        first_images(data / f"{name}.tar.gz", 300) for name in ("cifar10-jpeg", "omniglot")
+    )
+    for images, size in ((photographs, 32), (photographs, 24), (drawings, 105), (drawings, 32)):
+        pixels_of = np.stack([np.asarray(image.resize((size, size))) for image in images])
+        halves = appearance(pixels_of[::2]), appearance(pixels_of[1::2])
+        assert unlike(*halves) == []
+        jpeg = (images is photographs) and size == 32
+        assert all((half.quantised > 0.8) if jpeg else (half.quantised < 0.2) for half in halves)
+
+
+def first_images(archive, count):
+    with tarfile.open(archive) as members:
+        found = []
+        for member in members:
+            if member.isfile() and member.name.endswith((".jpg", ".png")):
+                content = members.extractfile(member).read()
+                found.append(Image.open(io.BytesIO(content)).convert("RGB"))
+            if len(found) == count:
+                break
+    return found
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,12 @@ from mhe_gan.sample import load_generator, scored_samples
 
 __all__ = ["ImageSource", "open_source"]
 
-JPEG = {".jpg", ".jpeg", ".jpe", ".jfif"}
+FORMATS = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    ".webp": "WebP",
+    ".avif": "AVIF",
+    **dict.fromkeys((".jp2", ".j2k", ".jpx", ".jpc"), "JPEG 2000"),
+}
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class ImageSource:
         name: what the user called them.
         num_images: how many there are to be read.
         batches: reads them, as batches of uint8 [B, 3, h, w]; those of a batch are of one size.
-        formats: how many files are compressed as JPEG, and how many otherwise; empty where they
-            are no files.
+        formats: how many files are of each format with losses, and how many other; empty where
+            they are no files.
         notes: what was left out of a folder, and the like.
     """
 
@@ -111,7 +116,7 @@ def folder(root: Path, num_images: int | None, batch_size: int, seed: int) -> Im
                 part = paths[start : start + batch_size]
                 yield from of_one_size(list(pool.map(lambda p: to_tensor(read_image(p)), part)))
 
-    formats = Counter("JPEG" if path.suffix.lower() in JPEG else "other" for path in paths)
+    formats = Counter(FORMATS.get(path.suffix.lower(), "other") for path in paths)
     notes = tuple(f"{root}: {remark}" for remark in found.remarks())
     return ImageSource(str(root), len(paths), batches, formats, notes)
 
