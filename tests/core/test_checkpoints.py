@@ -253,6 +253,23 @@ class TestAdapters:
         with pytest.raises(ValueError, match=r"got OFT: merge .* \(merge_and_unload\)"):
             load_state_dict(tmp_path / "adapter", base=load_state_dict(tmp_path / "base.pt"))
 
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"kasa_config": {"r": 2}},
+            {"use_bdlora": {"nblocks": 2}},
+            {"alora_invocation_tokens": [1]},
+            {"trainable_token_indices": {"words": [1]}},
+            {"init_lora_weights": "pissa_niter_4"},
+        ],
+    )
+    def test_variants_that_are_more_than_a_product_are_refused(self, tmp_path, settings):
+        self.adapted(tmp_path, "LoRA")
+        file = tmp_path / "adapter" / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+        with pytest.raises(ValueError, match=f"got LORA with {next(iter(settings))}.*: merge "):
+            load_state_dict(tmp_path / "adapter", base=load_state_dict(tmp_path / "base.pt"))
+
 
 MEMORY = """
 import sys, psutil, torch

@@ -22,6 +22,13 @@ FACTORS = re.compile(
     r"lora_magnitude_vector|ia3_l)(\.weight)?$"
 )
 
+# Settings with which LoRA is more than W + BA, or its base not the one that it started from.
+VARIANTS = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
+    "monteclora_config", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config",
+)  # fmt: skip
+REBASED = ("corda", "loftq", "lora_ga", "olora", "pissa")
+
 
 def adapter_config(folder: Path) -> dict[str, Any] | None:
     """The adapter's settings; None if the folder is none of an adapter."""
@@ -49,7 +56,11 @@ def adapted(
         WeightsFileError: if it is of another kind, or of another base.
     """
     kind = str(config.get("peft_type", "")).upper()
-    if kind not in ("LORA", "IA3"):
+    start = str(config.get("init_lora_weights", ""))
+    others = [name for name in VARIANTS if config.get(name)]
+    others += [f"init_lora_weights={start!r}"] if start.lower().startswith(REBASED) else []
+    if kind not in ("LORA", "IA3") or others:
+        kind = " with ".join([kind, *others[:1]])
         raise WeightsFileError(
             f"expected an adapter of LoRA (rsLoRA, DoRA) or IA3 in files, got {kind or 'no kind'}: "
             f"merge {folder} into its base first (merge_and_unload), or inspect the model itself"
