@@ -22,7 +22,7 @@ COSTS = {
     "half_mhe": TILES,
     "hug": TILES,
     "uniformity": TILES,
-    "uniformface": "time N²d, tile by tile",
+    "uniformface": TILES,
     "comhe_random": PROJECTED
     + "; 20 projections of 30 dimensions by default, drawn anew each step",
     "comhe_angle": PROJECTED + "; a step of training the projection, too",

@@ -56,6 +56,17 @@ def test_one_update_is_ten_steps(reproduce, stored, program):
     assert largest_difference(regularizer.poles, stored[f"{program}|12x45/poles_after10"]) < 1e-9
 
 
+@pytest.mark.parametrize("program", POLAR, indirect=True)
+def test_poles_that_are_replaced_keep_the_digits_they_have(reproduce, stored, program):
+    """By float64 ones, in a module that was not cast."""
+    regularizer, neurons = reproduce(program, "12x45")
+    start = regularizer.poles.clone()
+    regularizer.float()
+    regularizer.poles = start
+    regularizer.update(neurons, lr=stored[f"{program}|12x45/lr"].item())
+    assert largest_difference(regularizer.poles, stored[f"{program}|12x45/poles_after10"]) < 1e-9
+
+
 # The programs' own results in float32 are up to 5e-3 off for near neighbours, see float64 above.
 FLOAT32_SHAPES = ["5x8", "12x45", "2x600"]
 

@@ -105,6 +105,7 @@ class Polar(Seeded):
             lr: the network's current learning rate.
         """
         super().update(neurons, lr)
+        self.momentum = self.momentum.to(self.poles.dtype)  # should the poles have been replaced
         # Outside inference mode, in which no step has a gradient, whoever calls it there.
         with torch.inference_mode(False), torch.no_grad(), without_autocast(neurons.device):
             x = neurons.clone() if neurons.is_inference() else neurons.detach()
