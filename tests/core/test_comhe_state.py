@@ -152,9 +152,12 @@ def test_a_trained_projection_outlives_neurons_that_are_not_finite(name, neurons
     assert regularizer(neurons).isfinite()
 
 
+@pytest.mark.parametrize("second_order", [True, False])  # which trained projections alone have
 @pytest.mark.parametrize("name", SMALL)
-def test_an_update_in_inference_mode_is_that_outside(name, neurons):
+def test_an_update_in_inference_mode_is_that_outside(name, second_order, neurons):
     within, without = made(name), made(name)
+    for regularizer in (within, without):
+        regularizer.second_order = second_order
     without.update(neurons, 0.1)
     with torch.inference_mode():
         within.update(neurons * 1, 0.1)

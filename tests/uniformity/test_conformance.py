@@ -99,6 +99,16 @@ def test_half_precision_is_computed_in_float32(name, options, dtype):
         torch.testing.assert_close(regularizer(neurons), value)
 
 
+@pytest.mark.parametrize("name", ["hug", "uniformface"])
+def test_a_backward_pass_inside_autocast_is_that_outside(name):
+    regularizer = create_regularizer(name, 16, 8, variant="released")
+    neurons = normal(16, 8).requires_grad_()
+    (wanted,) = torch.autograd.grad(regularizer(neurons), neurons)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = torch.autograd.grad(regularizer(neurons), neurons)
+    torch.testing.assert_close(found, wanted)
+
+
 @every_variant
 def test_a_single_neuron_has_a_finite_loss(name, options):
     regularizer = create_regularizer(name, 1, 4, **options)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from mhe_core.autocast import without_autocast
 from torch import Tensor
 
 __all__ = ["sum_over_all_pairs"]
@@ -37,19 +38,25 @@ class _SumOverAllPairs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative will be wanted
-            total = _sum(x, x, ctx.potential)
-            (slope,) = torch.autograd.grad(total, x, grad_output, create_graph=True)
-            return slope, None
-        gradient = torch.zeros_like(x)
-        for rows in _parts(x):
-            a, b = x[rows].requires_grad_(), x[rows.start :].requires_grad_()
-            with torch.enable_grad():
-                total = _sum(a, b, ctx.potential)
-            of_a, of_b = torch.autograd.grad(total, (a, b), grad_output)
-            gradient[rows] += of_a
-            gradient[rows.start :] += of_b
-        return gradient, None
+        with without_autocast(x.device):  # in which backward may be called
+            return _slope(x, ctx.potential, grad_output), None
+
+
+def _slope(x: Tensor, potential: Potential, grad_output: Tensor) -> Tensor:
+    """The gradient of the sum, times ``grad_output``."""
+    if torch.is_grad_enabled():  # a second derivative will be wanted
+        total = _sum(x, x, potential)
+        (slope,) = torch.autograd.grad(total, x, grad_output, create_graph=True)
+        return slope
+    gradient = torch.zeros_like(x)
+    for rows in _parts(x):
+        a, b = x[rows].requires_grad_(), x[rows.start :].requires_grad_()
+        with torch.enable_grad():
+            total = _sum(a, b, potential)
+        of_a, of_b = torch.autograd.grad(total, (a, b), grad_output)
+        gradient[rows] += of_a
+        gradient[rows.start :] += of_b
+    return gradient
 
 
 def _parts(x: Tensor) -> Iterator[slice]:

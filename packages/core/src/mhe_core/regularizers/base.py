@@ -34,8 +34,9 @@ class Regularizer(nn.Module):
             whose pairs with all others are counted.
         compiles: whether ``torch.compile`` can look into ``forward``; where False, the penalty of a
             network that has such a regularizer is computed as it is, at one break of the graph.
-        depends_on_lengths: whether the value may depend on the neurons' lengths; where False, the
-            conformance kit holds it to that.
+        depends_on_lengths: whether the value may depend on the neurons' lengths; a network's
+            regularizer then hands it those in use, such as a weight norm's, which cost. Where
+            False, it may be given any, and the conformance kit holds it to that.
         paper: where it was published; empty if nowhere.
         published_weight: the factor that its published program gives it in hidden layers; None
             where there is no such program.
