@@ -18,7 +18,13 @@ from typing import Any
 
 import mhe_classification.compare as classification
 import sphereface_plus.compare as faces
-from mhe_core.training.compare import Column, Comparison, write_table
+from mhe_core.training.compare import (
+    Column,
+    Comparison,
+    paired_difference,
+    shown_difference,
+    write_table,
+)
 from mhe_uniformity import bench
 
 DOCS = Path(__file__).parents[1]
@@ -50,6 +56,39 @@ def leaving_chance(content: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def family_in_short(stable: Any, released: Any, costs: Any) -> str:
+    """A line for each regularizer: errors with both recipes, and what it costs."""
+    titles = [
+        "method",
+        "`stable`: test error, %",
+        "minus none",
+        "`released`: test error, %",
+        "minus none",
+        "off chance",
+        "cost at 256×2304",
+        "at 10572×512",
+    ]
+    ratios = {(one["name"], one["N"]): one["ratio"] for one in costs["costs"]}
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name in stable["methods"]:
+        cells = [name]
+        for results in (stable, released):
+            errors, baseline = (
+                [100 * run["test_error"] for run in shown(results, method)]
+                for method in (name, "none")
+            )
+            cells.append(f"{sum(errors) / len(errors):.1f}")
+            difference = paired_difference(errors, baseline)
+            cells.append("–" if name == "none" else shown_difference(difference, 1))
+        left = [run["train_accuracy_above_0.2_from_step"] for run in shown(released, name)]
+        cells.append(f"{sum(step is not None for step in left)} of {len(left)}")
+        for N in (256, 10572):
+            ratio = ratios.get((name, N))
+            cells.append("–" if ratio is None else f"{ratio:.2g}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "cifar_family": partial(compared, classification.COLUMNS),
     "cifar_family_matrix": MATRIX["as_table"],
@@ -61,6 +100,13 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "orl_margins": partial(compared, faces.COLUMNS),
     "orl_heads": partial(compared, faces.COLUMNS),
     "orl_family": partial(compared, faces.COLUMNS),
+}
+# Of several results.
+COMBINED: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
+    "family_in_short": (
+        ("cifar_family", "cifar_released_family", "uniformity_costs"),
+        family_in_short,
+    ),
 }
 PICTURES: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
     "cifar_family_matrix": MATRIX["plot"],
@@ -74,20 +120,31 @@ def load(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
+def table(name: str) -> str:
+    """As it is to stand in a page."""
+    if name in COMBINED:
+        names, draw = COMBINED[name]
+        return draw(*map(load, names))
+    return TABLES[name](load(name))
+
+
+def pages() -> list[Path]:
+    """Where tables can stand: the site's pages, and the packages' READMEs."""
+    return sorted([*DOCS.glob("**/*.md"), *DOCS.parent.glob("packages/*/README.md")])
+
+
 def redrawn(page: str) -> str:
     """The text of a page with its tables made anew."""
-    return BLOCK.sub(
-        lambda found: f"{found[1]}\n{TABLES[found[2]](load(found[2]))}\n{found[3]}", page
-    )
+    return BLOCK.sub(lambda found: f"{found[1]}\n{table(found[2])}\n{found[3]}", page)
 
 
 def main() -> None:
     """Write the pages and the pictures."""
-    for page in sorted(DOCS.glob("**/*.md")):
+    for page in pages():
         text = page.read_text()
         if (new := redrawn(text)) != text:
             page.write_text(new)
-            print(f"redrawn: {page.relative_to(DOCS)}")
+            print(f"redrawn: {page.relative_to(DOCS.parent)}")
     for name, draw in PICTURES.items():
         draw(load(name), DOCS / "experiments" / f"{name}.png")
 
