@@ -296,10 +296,11 @@ class RandomCoMHE(CoMHE):
             _compiled_redraw(projection, self._updates, self.seed, self.redraw_interval)
             return
         self._updates.add_(1)
-        if self.redraw_interval and self.updates % self.redraw_interval == 0:
+        updates = self.updates
+        if self.redraw_interval and updates % self.redraw_interval == 0:
             with torch.inference_mode(False):  # not in place: a graph may still need the last ones
                 self.projection = torch.empty_like(projection)
-            self._draw_again()
+            draw_gaussian_(self.projection, self.seed, updates // self.redraw_interval)
 
     def _first(self, like: Tensor) -> Tensor:
         """The projection before the first redraw: on every device that of the CPU."""

@@ -28,6 +28,7 @@ class MobileFaceNet(nn.Module):
         image_size: height and width of the images; published weights are for 112×112.
 
     Example:
+        >>> import torch
         >>> network = MobileFaceNet((1, 1, 1, 1), 1, dim=32, image_size=(32, 32)).eval()
         >>> network(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 32])
