@@ -70,6 +70,19 @@ def test_neurons_that_are_not_finite_have_no_finite_value(name, options, entry):
 
 
 @every_variant
+def test_neurons_without_values_have_a_loss_without_one(name, options):
+    """As where the layers of a network that does not fit are looked through on the meta device."""
+    neurons = torch.empty(2, N, D, device="meta", requires_grad=True)
+    with torch.device("meta"):
+        regularizer = made(name, options)
+    regularizer.update(neurons, 0.1)
+    value = regularizer(neurons)
+    (gradient,) = torch.autograd.grad(value, neurons)
+    assert (value.is_meta, value.shape, value.dtype) == (True, (), torch.float32)
+    assert (gradient.is_meta, gradient.shape) == (True, neurons.shape)
+
+
+@every_variant
 @pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e20, 1e36])
 def test_a_common_factor_does_not_count(name, options, scale):
     regularizer = made(name, options)

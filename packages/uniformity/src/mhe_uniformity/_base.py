@@ -61,6 +61,8 @@ class Published(Regularizer):
         check_neurons(neurons, self.dim)
         with without_autocast(neurons.device):
             x = self.prepared(neurons)
+            if x.is_meta:  # a scalar without a value: some losses look at theirs on the way
+                return x.sum(dtype=torch.promote_types(x.dtype, torch.float32))
             if x.ndim == 2:  # not unbound, which would copy the gradient
                 return self.loss(x)
             return torch.stack([self.loss(matrix) for matrix in x.flatten(0, -3)]).mean()
