@@ -180,6 +180,8 @@ def test_a_learning_rate_is_a_finite_number(name, lr):
     regularizer = create_regularizer(name, N, D, **SMALL.get(name, {}))
     with pytest.raises(ValueError, match=r"expected lr as a finite number ≥ 0, got "):
         regularizer.update(torch.ones(N, D), lr)
+    with pytest.raises(ValueError, match=r"expected lr as a number, got a tensor of shape \[2\]"):
+        regularizer.update(torch.ones(N, D), torch.ones(2))
     regularizer.update(
         torch.randn(N, D), torch.tensor(0.1)
     )  # as optimizers hold it that are compiled

@@ -55,6 +55,7 @@ def test_says_what_it_is():
     ("sizes", "options", "error", "message"),
     [
         ((0, 4), {}, ValueError, "num_neurons as a positive integer, got 0"),
+        ((True, 4), {}, ValueError, "num_neurons as a positive integer, got True"),
         ((5, -1), {}, ValueError, "dim as a positive integer, got -1"),
         ((5, 4.0), {}, ValueError, "dim as a positive integer, got 4.0"),
         ((5, 4), {"s": -2}, ValueError, "s as a finite number ≥ 0, got -2"),

@@ -43,5 +43,11 @@ def check_number(name: str, value: object, *, positive: bool = False) -> None:
 
 
 def check_rate(lr: object) -> None:
-    """Raise a ValueError if an update's learning rate is not a finite number, or scalar, ≥ 0."""
-    check_number("lr", lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr)
+    """Raise a ValueError if an update's learning rate is not a finite number, or scalar, ≥ 0.
+
+    The value of a tensor is not looked at: it would stall an accelerator.
+    """
+    if not isinstance(lr, Tensor):
+        check_number("lr", lr)
+    elif lr.numel() != 1:
+        raise ValueError(f"expected lr as a number, got a tensor of shape {list(lr.shape)}")

@@ -79,7 +79,7 @@ class Regularizer(nn.Module):
     def __init__(self, num_neurons: int, dim: int) -> None:
         super().__init__()
         for name, value in (("num_neurons", num_neurons), ("dim", dim)):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"expected {name} as a positive integer, got {value!r}")
         self.num_neurons = num_neurons
         self.dim = dim
