@@ -64,6 +64,7 @@ def sampled_loss(
 
     Example:
         >>> from sphereface_plus.heads import create_head
+        >>> _ = torch.manual_seed(0)
         >>> head = create_head("cosface", dim=4, num_classes=10)
         >>> classes = torch.tensor([2, 5, 7])
         >>> loss = sampled_loss(head, head.weight, torch.ones(1, 4), torch.tensor([5]), classes)
