@@ -109,10 +109,11 @@ class Polar(Seeded):
         # Outside inference mode, in which no step has a gradient, whoever calls it there.
         with torch.inference_mode(False), torch.no_grad(), without_autocast(neurons.device):
             x = neurons.clone() if neurons.is_inference() else neurons.detach()
-            resolution = torch.finfo(torch.promote_types(x.dtype, self.poles.dtype)).eps
-            # Cosines cost a third of the differences that the loss is measured by, and in float64
-            # have its digits, too.
-            x = x.to(wide_dtype(x.device))
+            dtype = torch.promote_types(x.dtype, self.poles.dtype)
+            resolution = torch.finfo(dtype).eps
+            # Cosines cost a third of the differences that the paper's loss is measured by, and in
+            # float64 have its digits, too. The program's own loss is of cosines as they come.
+            x = x.to(wide_dtype(x.device) if self.variant == "paper" else dtype)
             matrices = [self.on_sphere(matrix) for matrix in x.reshape(-1, *x.shape[-2:])]
             for _ in range(self.inner_steps):
                 self._step(matrices, lr, resolution)
